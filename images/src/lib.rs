@@ -1,0 +1,42 @@
+//! Image definitions, the builder, and the content-addressed store that sandboxes start from.
+//!
+//! A [`Definition`] says what shall be in an image; [`build`] makes it once and puts it into a [`Store`];
+//! [`Store::resolve`] gives back an [`Image`], which cannot be removed while it is held. The bytes and owners of
+//! a stored image never change again: a sandbox mounts them read-only.
+//!
+//! This crate talks to the file system and, while it builds, to mmdebstrap. It knows no sandbox and no job.
+
+mod agent_binary;
+mod archive;
+mod builder;
+mod config;
+mod definition;
+mod digest;
+mod error;
+mod lint;
+mod lock;
+mod manifest;
+mod name;
+mod normalise;
+mod progress;
+mod rootfs;
+mod source;
+mod store;
+mod tree;
+mod unpack;
+
+pub use agent_binary::{AGENT, agent_digest};
+pub use archive::ArchiveError;
+pub use builder::{BuildError, build, rebuild};
+pub use config::{ImageConfig, RootMode};
+pub use definition::{Definition, DefinitionError, JobDefaults};
+pub use digest::Digest;
+pub use error::{Error, IoError};
+pub use lint::Finding;
+pub use manifest::Manifest;
+pub use name::{ImageName, ImageRef, RefError};
+pub use progress::{Progress, Silent};
+pub use source::{Source, SourceError};
+pub use store::{Collected, Image, Listed, Store, StoreError};
+pub use tree::{Difference, TreeError};
+pub use unpack::UnpackError;
