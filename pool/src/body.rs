@@ -1,0 +1,89 @@
+//! What a tier keeps of a sandbox beside its stream. A closed set: one variant for each tier.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{chroot, obituary::Obituary, pool::PoolSlot, tier::Tier};
+
+/// The sandbox as its tier knows it.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Chroot(chroot::Sandbox),
+}
+
+/// What a job has used, as the host's kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time of all the job's processes.
+    pub cpu: Duration,
+    /// Largest memory of all the job's processes and files together, in bytes.
+    pub peak_memory: u64,
+    /// Processes that the kernel killed for memory.
+    pub oom_kills: u64,
+}
+
+/// A sandbox could not be ended, or something of it stays.
+#[derive(Debug, Error)]
+pub enum DestroyError {
+    /// A process does not die.
+    #[error("the sandbox's processes were still there {0:?} after they were killed")]
+    StillRunning(Duration),
+    /// The kernel does not give up a cgroup.
+    #[error("cannot remove the sandbox's cgroup {path}")]
+    Cgroup {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+impl Body {
+    pub(crate) fn tier(&self) -> Tier {
+        match self {
+            Self::Chroot(_) => Tier::Chroot,
+        }
+    }
+
+    /// Whose end is to be written, once the sandbox counts as clean.
+    pub(crate) fn announce(&mut self, obituary: Obituary) {
+        match self {
+            Self::Chroot(sandbox) => sandbox.announce(obituary),
+        }
+    }
+
+    /// The sandbox is leased and keeps its place in the pool until it is gone.
+    pub(crate) fn hold(&mut self, slot: PoolSlot) {
+        match self {
+            Self::Chroot(sandbox) => sandbox.hold(slot),
+        }
+    }
+
+    /// Whether its first process lives.
+    pub(crate) fn is_alive(&self) -> bool {
+        match self {
+            Self::Chroot(sandbox) => sandbox.is_alive(),
+        }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        match self {
+            Self::Chroot(sandbox) => sandbox.usage(),
+        }
+    }
+
+    pub(crate) fn survivors(&self) -> Option<usize> {
+        match self {
+            Self::Chroot(sandbox) => sandbox.survivors(),
+        }
+    }
+
+    pub(crate) async fn destroy(self) -> Result<(), DestroyError> {
+        match self {
+            Self::Chroot(sandbox) => sandbox.destroy().await,
+        }
+    }
+}

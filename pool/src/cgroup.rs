@@ -1,0 +1,239 @@
+//! One sandbox's cgroups: agent and job in sibling leaves, the limits on the job.
+//!
+//! The kernel takes processes only through files and flags that differ between v1 and v2, and so does what a
+//! sandbox is given to enter its cgroups: see [`Entry`]. Own code and no crate: a sandbox must *attach
+//! itself* while it is made (a write of a pid from outside waits some 14 ms for the kernel when cgroups have
+//! been idle; a single thread that writes `0` into `tasks` does not wait at all), and the crates only attach
+//! from outside.
+
+mod v1;
+mod v2;
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::{body::Usage, limits::Limits};
+
+/// The host's cgroup hierarchies, as found at start.
+#[derive(Debug, Clone)]
+pub(crate) enum Hierarchy {
+    V1(v1::Hierarchy),
+    V2(v2::Hierarchy),
+}
+
+/// How a process enters a cgroup without anybody writing its pid.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// v1: open `tasks` files; the process writes `0` into each while it has one thread.
+    Tasks(Vec<OwnedFd>),
+    /// v2: the directory, for `clone3` with `CLONE_INTO_CGROUP`.
+    Directory(OwnedFd),
+}
+
+/// The cgroups of one sandbox.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    hierarchy: Hierarchy,
+    /// `mayfly-<instance>/<sandbox>`, the same below each controller.
+    name: PathBuf,
+}
+
+/// A cgroup cannot be had, and at which file.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// No usable controllers.
+    #[error("no cgroup controller \"{0}\" on this host: mount cgroup v2, or v1 with memory, pids, cpu, cpuacct and devices")]
+    Missing(&'static str),
+    /// The mount table could not be read.
+    #[error("cannot read /proc/self/mountinfo")]
+    Mounts(#[source] io::Error),
+    /// A cgroup could not be made.
+    #[error("cannot make cgroup {path}")]
+    Make {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// A limit or an entry could not be set.
+    #[error("cannot write \"{value}\" to {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What should have been written.
+        value: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// A file of the cgroup could not be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl Hierarchy {
+    /// Looks at the mount table: pure v2, or v1 controllers (alone, or with a v2 tree that holds none).
+    pub(crate) fn find() -> Result<Self, CgroupError> {
+        let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
+        let mounts = mounts(&table);
+        let v2 = mounts.iter().find(|(kind, _, _)| *kind == "cgroup2").map(|(_, point, _)| PathBuf::from(point));
+        if let Some(hierarchy) = v2.and_then(v2::Hierarchy::with_controllers) {
+            return Ok(Self::V2(hierarchy));
+        }
+        v1::Hierarchy::find(&mounts).map(Self::V1)
+    }
+
+    /// Every place where a cgroup of an instance may be.
+    pub(crate) fn roots(&self) -> Vec<PathBuf> {
+        match self {
+            Self::V1(hierarchy) => hierarchy.roots(),
+            Self::V2(hierarchy) => vec![hierarchy.root().to_owned()],
+        }
+    }
+}
+
+/// `(type, mount point, super options)` of each cgroup mount in a mountinfo table, see proc(5).
+fn mounts(table: &str) -> Vec<(&str, &str, &str)> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let mut after = after.split(' ');
+            let kind = after.next().filter(|kind| kind.starts_with("cgroup"))?;
+            Some((kind, before.split(' ').nth(4)?, after.nth(1)?))
+        })
+        .collect()
+}
+
+impl Cgroup {
+    /// Makes the cgroups with all limits in place. What was made before a failure is removed.
+    ///
+    /// `agent_uid` is the host's uid of the sandbox's root, who must be able to enter the job's leaf on v2.
+    pub(crate) fn make(hierarchy: &Hierarchy, name: PathBuf, limits: &Limits, agent_uid: u32) -> Result<Self, CgroupError> {
+        let cgroup = Self { hierarchy: hierarchy.clone(), name };
+        let made = match hierarchy {
+            Hierarchy::V1(v1) => v1.make(&cgroup.name, limits),
+            Hierarchy::V2(v2) => v2.make(&cgroup.name, limits, agent_uid),
+        };
+        match made {
+            Ok(()) => Ok(cgroup),
+            Err(error) => {
+                // Best effort: the error that stopped the making says more than a second one.
+                let _ = cgroup.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// How the agent enters its leaf.
+    pub(crate) fn agent_entry(&self) -> Result<Entry, CgroupError> {
+        self.entry("agent")
+    }
+
+    /// How the job's process enters its leaf.
+    pub(crate) fn job_entry(&self) -> Result<Entry, CgroupError> {
+        self.entry("job")
+    }
+
+    fn entry(&self, leaf: &str) -> Result<Entry, CgroupError> {
+        match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.tasks(&self.name.join(leaf)).map(Entry::Tasks),
+            Hierarchy::V2(v2) => v2.directory(&self.name.join(leaf)).map(Entry::Directory),
+        }
+    }
+
+    /// What the job used so far. A counter that cannot be read counts as nothing: usage is never a reason to fail.
+    pub(crate) fn usage(&self) -> Usage {
+        match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.usage(&self.name),
+            Hierarchy::V2(v2) => v2.usage(&self.name),
+        }
+    }
+
+    /// The host's pids of the job's processes.
+    pub(crate) fn job_pids(&self) -> Vec<i32> {
+        let directory = match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.pids_root().join(&self.name),
+            Hierarchy::V2(v2) => v2.root().join(&self.name),
+        };
+        read_pids(&directory.join("job/cgroup.procs"))
+    }
+
+    /// Removes the cgroups. All processes must be gone.
+    pub(crate) fn remove(&self) -> Result<(), (PathBuf, io::Error)> {
+        for root in self.hierarchy.roots() {
+            let directory = root.join(&self.name);
+            for path in [directory.join("job"), directory.join("agent"), directory] {
+                match fs::remove_dir(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err((path, error)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pids in a `cgroup.procs` file; none if it is not there.
+pub(crate) fn read_pids(path: &Path) -> Vec<i32> {
+    fs::read_to_string(path).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn make_dir(path: &Path) -> Result<(), CgroupError> {
+    fs::create_dir_all(path).map_err(|error| CgroupError::Make { path: path.to_owned(), error })
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::write(path, value).map_err(|error| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), error })
+}
+
+fn open(path: &Path, options: &fs::OpenOptions) -> Result<OwnedFd, CgroupError> {
+    options.open(path).map(File::into).map_err(|error| CgroupError::Open { path: path.to_owned(), error })
+}
+
+fn read_number(path: &Path) -> u64 {
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The value beside `key` in a flat keyed file such as `memory.events`.
+fn read_key(path: &Path, key: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_gives_type_place_and_options_of_cgroup_mounts_only() {
+        let table = "\
+            24 30 0:22 / /proc rw,relatime - proc proc rw\n\
+            31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+            32 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(
+            mounts(table),
+            [
+                ("cgroup", "/sys/fs/cgroup/cpu,cpuacct", "rw,cpu,cpuacct"),
+                ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
+            ]
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! cgroup v1: one tree for each controller.
+//!
+//! Processes need no freezer here: a sandbox's first process is the init of its pid namespace, and the
+//! kernel ends the whole namespace with it.
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{CgroupError, make_dir, open, read_key, read_number, write};
+use crate::{
+    body::Usage,
+    limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
+};
+
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Where the controllers are mounted.
+#[derive(Debug, Clone)]
+pub(crate) struct Hierarchy {
+    memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    cpuacct: PathBuf,
+    devices: PathBuf,
+}
+
+/// What Docker lets every container open: null, zero, full, random, urandom, tty, ptmx and pts.
+const DEVICES: [&str; 8] =
+    ["c 1:3 rw", "c 1:5 rw", "c 1:7 rw", "c 1:8 rw", "c 1:9 rw", "c 5:0 rw", "c 5:2 rw", "c 136:* rw"];
+
+impl Hierarchy {
+    pub(super) fn find(mounts: &[(&str, &str, &str)]) -> Result<Self, CgroupError> {
+        let place = |controller: &'static str| {
+            mounts
+                .iter()
+                .find(|(kind, _, options)| *kind == "cgroup" && options.split(',').any(|word| word == controller))
+                .map(|(_, point, _)| PathBuf::from(point))
+                .ok_or(CgroupError::Missing(controller))
+        };
+        Ok(Self {
+            memory: place("memory")?,
+            pids: place("pids")?,
+            cpu: place("cpu")?,
+            cpuacct: place("cpuacct")?,
+            devices: place("devices")?,
+        })
+    }
+
+    pub(super) fn pids_root(&self) -> &Path {
+        &self.pids
+    }
+
+    /// Each tree once; cpu and cpuacct often share one.
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
+        let mut roots = vec![&self.memory, &self.pids, &self.cpu, &self.cpuacct, &self.devices];
+        roots.sort();
+        roots.dedup();
+        roots.into_iter().cloned().collect()
+    }
+
+    pub(super) fn make(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        for root in self.roots() {
+            make_dir(&root.join(name).join("agent"))?;
+            make_dir(&root.join(name).join("job"))?;
+        }
+        let memory = self.memory.join(name);
+        limit_memory(&memory, limits.memory + AGENT_MEMORY)?;
+        limit_memory(&memory.join("job"), limits.memory)?;
+
+        let pids = self.pids.join(name);
+        write(&pids.join("agent/pids.max"), &AGENT_PIDS.to_string())?;
+        write(&pids.join("job/pids.max"), &limits.pids.to_string())?;
+
+        let cpu = self.cpu.join(name).join("job");
+        write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
+        write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
+
+        // Before any leaf can be entered: a change of the parent's list must find no looser child.
+        for leaf in ["job", "agent"] {
+            let devices = self.devices.join(name).join(leaf);
+            write(&devices.join("devices.deny"), "a")?;
+            for rule in DEVICES {
+                write(&devices.join("devices.allow"), rule)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tasks(&self, leaf: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true);
+        self.roots().into_iter().map(|root| open(&root.join(leaf).join("tasks"), &options)).collect()
+    }
+
+    pub(super) fn usage(&self, name: &Path) -> Usage {
+        let memory = self.memory.join(name).join("job");
+        Usage {
+            cpu: Duration::from_nanos(read_number(&self.cpuacct.join(name).join("job/cpuacct.usage"))),
+            peak_memory: read_number(&memory.join("memory.max_usage_in_bytes")),
+            oom_kills: read_key(&memory.join("memory.oom_control"), "oom_kill"),
+        }
+    }
+}
+
+/// Limits memory and, where the kernel counts it, memory with swap to the same number: no swap.
+fn limit_memory(directory: &Path, bytes: u64) -> Result<(), CgroupError> {
+    write(&directory.join("memory.limit_in_bytes"), &bytes.to_string())?;
+    let with_swap = directory.join("memory.memsw.limit_in_bytes");
+    if with_swap.exists() {
+        return write(&with_swap, &bytes.to_string());
+    }
+    // Without swap accounting the kernel can still be told never to swap this group.
+    write(&directory.join("memory.swappiness"), "0")
+}

@@ -1,0 +1,100 @@
+//! cgroup v2: one tree for all controllers.
+
+use std::{
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{OpenOptionsExt, chown},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{CgroupError, make_dir, open, read_key, read_number, write};
+use crate::{
+    body::Usage,
+    limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
+};
+
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Where the tree is mounted.
+#[derive(Debug, Clone)]
+pub(crate) struct Hierarchy {
+    root: PathBuf,
+}
+
+impl Hierarchy {
+    /// The tree, if it holds the controllers that limits need.
+    pub(super) fn with_controllers(root: PathBuf) -> Option<Self> {
+        let there = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
+        let there: Vec<&str> = there.split_whitespace().collect();
+        CONTROLLERS.iter().all(|controller| there.contains(controller)).then_some(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn make(&self, name: &Path, limits: &Limits, agent_uid: u32) -> Result<(), CgroupError> {
+        let sandbox = self.root.join(name);
+        make_dir(&sandbox)?;
+        self.delegate_down_to(name)?;
+        let (agent, job) = (sandbox.join("agent"), sandbox.join("job"));
+        make_dir(&agent)?;
+        make_dir(&job)?;
+
+        write(&sandbox.join("memory.max"), &(limits.memory + AGENT_MEMORY).to_string())?;
+        write(&agent.join("pids.max"), &AGENT_PIDS.to_string())?;
+        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
+        for (file, value) in [
+            ("memory.max", limits.memory.to_string()),
+            ("memory.oom.group", "1".to_owned()),
+            ("pids.max", limits.pids.to_string()),
+            ("cpu.max", format!("{quota} {CPU_PERIOD_US}")),
+            ("cgroup.max.descendants", "0".to_owned()),
+        ] {
+            write(&job.join(file), &value)?;
+        }
+        // The file is missing on a kernel without swap, where nothing can be swapped.
+        for swap in [sandbox.join("memory.swap.max"), job.join("memory.swap.max")] {
+            if swap.exists() {
+                write(&swap, "0")?;
+            }
+        }
+        // CLONE_INTO_CGROUP asks for write access to the target and to the common ancestor of both leaves.
+        for procs in [sandbox.join("cgroup.procs"), job.join("cgroup.procs")] {
+            chown(&procs, Some(agent_uid), None).map_err(|error| CgroupError::Open { path: procs, error })?;
+        }
+        Ok(())
+    }
+
+    /// Hands the controllers down from the root to the sandbox's directory.
+    fn delegate_down_to(&self, name: &Path) -> Result<(), CgroupError> {
+        let wanted = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+        let mut directory = self.root.clone();
+        write(&directory.join("cgroup.subtree_control"), &wanted)?;
+        for part in name {
+            directory.push(part);
+            write(&directory.join("cgroup.subtree_control"), &wanted)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn directory(&self, leaf: &Path) -> Result<OwnedFd, CgroupError> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_DIRECTORY);
+        open(&self.root.join(leaf), &options)
+    }
+
+    pub(super) fn usage(&self, name: &Path) -> Usage {
+        let job = self.root.join(name).join("job");
+        Usage {
+            cpu: Duration::from_micros(read_key(&job.join("cpu.stat"), "usage_usec")),
+            // memory.peak came with Linux 5.19; before it the peak is not known to the host.
+            peak_memory: read_number(&job.join("memory.peak")),
+            oom_kills: read_key(&job.join("memory.events"), "oom_kill"),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The host's end of a sandbox's one byte stream.
+//!
+//! Frames are queued by [`Channel::send`] and travel while somebody waits in [`Channel::next`]. There is no
+//! task behind it: who owns the channel drives it, and dropping it ends the agent and with it the sandbox.
+//! Everything that arrives is hostile: framing, direction, stream numbers and credit are checked here, and
+//! the first breach ends the conversation.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use agent::{
+    codec::{CodecError, Decoder, Frame, MAX_CHUNK, StreamId},
+    flow::{FlowError, ReceiveWindow, SendWindow},
+    message::{ToAgent, ToHost},
+};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Why the conversation with an agent is over. After any of these the sandbox is lost.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The agent is gone: killed, crashed, or its sandbox was.
+    #[error("the sandbox's agent closed its channel")]
+    Closed,
+    /// The stream itself failed.
+    #[error("the channel to the sandbox failed")]
+    Io(#[source] io::Error),
+    /// What arrived is no frame of ours.
+    #[error("the sandbox sent something that is no frame: {0}")]
+    Codec(#[from] CodecError),
+    /// The agent sent more than it may.
+    #[error("the sandbox broke flow control on stream {stream}: {error}")]
+    Flow {
+        /// On which stream.
+        stream: StreamId,
+        /// How.
+        error: FlowError,
+    },
+    /// The agent spoke on a stream that is not open in that direction.
+    #[error("the sandbox spoke on stream {0}, which is not open")]
+    UnknownStream(StreamId),
+}
+
+/// The host's end of the stream to an agent.
+pub struct Channel {
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    writer: Box<dyn AsyncWrite + Send + Unpin>,
+    decoder: Decoder,
+    /// Frames that wait to be written; the first `written` bytes are gone already.
+    outbox: Vec<u8>,
+    written: usize,
+    inbox: Box<[u8]>,
+    sending: HashMap<StreamId, SendWindow>,
+    receiving: HashMap<StreamId, ReceiveWindow>,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("unwritten", &(self.outbox.len() - self.written))
+            .field("sending", &self.sending.keys())
+            .field("receiving", &self.receiving.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Channel {
+    /// Wraps the two directions of a sandbox's stream.
+    pub fn new(
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        Self {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+            decoder: Decoder::default(),
+            outbox: Vec::new(),
+            written: 0,
+            inbox: vec![0; MAX_CHUNK].into_boxed_slice(),
+            sending: HashMap::new(),
+            receiving: HashMap::new(),
+        }
+    }
+
+    /// Queues a frame. `Run`, `Put` and `Get` open the streams that they need; `End` and `Reset` close theirs.
+    pub fn send(&mut self, stream: StreamId, message: ToAgent) -> Result<(), ChannelError> {
+        match &message {
+            ToAgent::Run(run) => {
+                if run.stdin {
+                    self.sending.insert(stream, SendWindow::default());
+                }
+                self.receiving.insert(stream + 1, ReceiveWindow::default());
+                self.receiving.insert(stream + 2, ReceiveWindow::default());
+            }
+            ToAgent::Put(_) => drop(self.sending.insert(stream, SendWindow::default())),
+            ToAgent::Get(_) => drop(self.receiving.insert(stream, ReceiveWindow::default())),
+            ToAgent::End => drop(self.sending.remove(&stream)),
+            ToAgent::Data(bytes) => match self.sending.get_mut(&stream) {
+                Some(window) => window.consume(bytes.len()),
+                // The agent reset the stream while the bytes were being read: nobody wants them.
+                None => return Ok(()),
+            },
+            _ => {}
+        }
+        Frame { stream, message }.encode_into(&mut self.outbox)?;
+        Ok(())
+    }
+
+    /// Bytes that may be sent on `stream` now: at most one chunk, 0 while the agent's reader is behind, and
+    /// `None` once the stream is closed.
+    #[must_use]
+    pub fn may_send(&self, stream: StreamId) -> Option<usize> {
+        self.sending.get(&stream).map(|window| window.available().min(MAX_CHUNK))
+    }
+
+    /// Notes that `len` bytes of `stream` were taken, so that the agent may send as many again.
+    pub fn release(&mut self, stream: StreamId, len: usize) -> Result<(), ChannelError> {
+        match self.receiving.get_mut(&stream).and_then(|window| window.release(len)) {
+            Some(grant) => self.send(stream, ToAgent::Credit(grant)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what is queued and waits for the next frame. Credit is settled here and never returned.
+    ///
+    /// Cancel safe: a dropped call loses nothing.
+    pub async fn next(&mut self) -> Result<Frame<ToHost>, ChannelError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<ToHost>, ChannelError>> {
+        loop {
+            // Reading goes on while writing waits, or two full directions would wait for each other.
+            if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            while let Some(frame) = self.decoder.next_frame()? {
+                if let Some(frame) = self.settle(frame)? {
+                    return Poll::Ready(Ok(frame));
+                }
+            }
+            let mut buffer = ReadBuf::new(&mut self.inbox);
+            ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buffer)).map_err(ChannelError::Io)?;
+            match buffer.filled() {
+                [] => return Poll::Ready(Err(ChannelError::Closed)),
+                bytes => self.decoder.feed(bytes),
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        while self.written < self.outbox.len() {
+            let rest = &self.outbox[self.written..];
+            match ready!(Pin::new(&mut self.writer).poll_write(cx, rest)) {
+                Ok(0) => return Poll::Ready(Err(ChannelError::Closed)),
+                Ok(n) => self.written += n,
+                // A sandbox that died says more by what it sent before: let the reader find the end.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.written = self.outbox.len(),
+                Err(error) => return Poll::Ready(Err(ChannelError::Io(error))),
+            }
+        }
+        self.outbox.clear();
+        self.written = 0;
+        Pin::new(&mut self.writer).poll_flush(cx).map_err(ChannelError::Io)
+    }
+
+    /// Checks a frame against the streams that are open; swallows credit.
+    fn settle(&mut self, frame: Frame<ToHost>) -> Result<Option<Frame<ToHost>>, ChannelError> {
+        let stream = frame.stream;
+        match &frame.message {
+            ToHost::Credit(more) => {
+                // A grant may cross the host's own End on the way.
+                if let Some(window) = self.sending.get_mut(&stream) {
+                    window.grant(*more).map_err(|error| ChannelError::Flow { stream, error })?;
+                }
+                return Ok(None);
+            }
+            ToHost::Data(bytes) => {
+                let window = self.receiving.get_mut(&stream).ok_or(ChannelError::UnknownStream(stream))?;
+                window.receive(bytes.len()).map_err(|error| ChannelError::Flow { stream, error })?;
+            }
+            ToHost::End | ToHost::GetDone(_) => {
+                self.receiving.remove(&stream).ok_or(ChannelError::UnknownStream(stream))?;
+            }
+            ToHost::Reset | ToHost::PutDone(_) => drop(self.sending.remove(&stream)),
+            ToHost::Ready(_)
+            | ToHost::Fault(_)
+            | ToHost::Exit(_)
+            | ToHost::Entry(_)
+            | ToHost::EntryDone(_)
+            | ToHost::Skipped(_) => {}
+        }
+        Ok(Some(frame))
+    }
+}

@@ -1,0 +1,208 @@
+//! The chroot tier: namespaces, an id-mapped read-only root, seccomp and cgroups, made by mayfly itself.
+//!
+//! A sandbox is cloned by the spawner, sets itself up (`chroot/setup.rs`, the numbered story) and becomes the
+//! agent. This file is the host's side: what must exist before, and the proof that what came out is clean and
+//! confined. Its end is in `chroot/sandbox.rs`.
+
+mod devices;
+mod kernel;
+mod mounts;
+mod plan;
+mod proof;
+mod request;
+mod sandbox;
+mod setup;
+mod spawner;
+
+use std::{
+    io::{self, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream as StdStream,
+    },
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use agent::message::Identity;
+use images::{Image, RootMode};
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+pub(crate) use self::sandbox::Sandbox;
+use self::{
+    plan::{Entries, Plan},
+    request::Spawner,
+    sandbox::{Remains, Undertaker},
+};
+use crate::{
+    body::Body,
+    cgroup::{Cgroup, CgroupError, Entry, Hierarchy},
+    channel::Channel,
+    greeting::{self, GreetingError},
+    id::Id,
+    instance::Instance,
+    lease::Proof,
+    ledger::LedgerError,
+    limits::Limits,
+    uids::{UidError, UidRange},
+};
+
+/// The one argument with which mayfly starts itself as the spawner.
+pub const SPAWNER_ARG: &str = "__spawner";
+
+/// The agent's uid inside: next to nobody, and no account of an image.
+const AGENT_UID: u32 = 65_533;
+
+/// How long a sandbox may take to become clean. It takes some 3 ms; a host that needs seconds is overloaded.
+const MAKING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Makes chroot sandboxes on this host.
+#[derive(Debug)]
+pub(crate) struct Chroot {
+    instance: Instance,
+    hierarchy: Hierarchy,
+    spawner: Spawner,
+    undertaker: Undertaker,
+}
+
+/// The tier cannot be used here.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The spawner process did not start.
+    #[error("cannot start the process that clones sandboxes")]
+    Spawner(#[source] io::Error),
+}
+
+/// A sandbox could not be made. Nothing of it is left.
+#[derive(Debug, Error)]
+pub enum MakeError {
+    /// No user ids.
+    #[error(transparent)]
+    Uids(#[from] UidError),
+    /// No cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// No stream.
+    #[error("cannot make the sandbox's stream")]
+    Stream(#[source] io::Error),
+    /// The spawner is gone or does not answer.
+    #[error("the process that clones sandboxes failed")]
+    Spawner(#[source] io::Error),
+    /// The spawner could not do a step.
+    #[error("cannot {step}")]
+    Step {
+        /// Which.
+        step: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The agent did not answer as it must.
+    #[error(transparent)]
+    Greeting(#[from] GreetingError),
+    /// The clean sandbox cannot be recorded.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The host looked at the job's process and did not find it confined.
+    #[error("the job's process is not confined: {0}")]
+    Unconfined(String),
+}
+
+/// Runs the spawner: the whole life of a process that mayfly starts with [`SPAWNER_ARG`].
+///
+/// Call it before anything else in `main`: it must be the only thread.
+#[must_use]
+pub fn spawner() -> ExitCode {
+    match spawner::serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            let error = io::Error::from_raw_os_error(failed.errno);
+            // Stderr is mayfly's own: the last words, as nobody may be left on the socket.
+            let _ = writeln!(io::stderr(), "mayfly: the spawner cannot {}: {error}", failed.step);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Chroot {
+    pub(crate) fn open(program: &Path, instance: Instance, hierarchy: Hierarchy) -> Result<Self, OpenError> {
+        let spawner = Spawner::start(program).map_err(OpenError::Spawner)?;
+        Ok(Self { instance, hierarchy, spawner, undertaker: Undertaker::start() })
+    }
+
+    /// Makes a sandbox and proves that it is clean.
+    pub(crate) async fn make(&self, image: Arc<Image>, limits: Limits) -> Result<Proof, MakeError> {
+        let started = Instant::now();
+        let generation = Id::random();
+
+        // What must exist before the first process, so that nothing ever runs unlimited or unlabelled.
+        let uids = UidRange::claim(&self.instance.uids(), self.instance.id())?;
+        let name = self.instance.cgroup().join(generation.to_string());
+        let cgroup = Cgroup::make(&self.hierarchy, name, &limits, uids.base())?;
+        let mut remains = Remains::new(cgroup, uids);
+
+        let writable_root = image.config.root == RootMode::Writable;
+        let identity = Identity { agent: AGENT_UID, uid: image.config.user, gid: image.config.group };
+        let (ours, theirs) = StdStream::pair().map_err(MakeError::Stream)?;
+        let plan = self.plan(&image, &limits, &remains, writable_root);
+        match self.spawn(plan, &remains, theirs.into()).await {
+            Ok(pidfd) => remains.set_init(pidfd),
+            Err(error) => {
+                self.undertaker.bury(remains);
+                return Err(error);
+            }
+        }
+        let sandbox = Sandbox::new(remains, &self.undertaker);
+
+        ours.set_nonblocking(true).map_err(MakeError::Stream)?;
+        let (reader, writer) = UnixStream::from_std(ours).map_err(MakeError::Stream)?.into_split();
+        let mut channel = Channel::new(reader, writer);
+        let ready = greeting::greet(&mut channel, Some(identity), writable_root, MAKING_DEADLINE).await?;
+        proof::check_confined(&sandbox, identity).map_err(MakeError::Unconfined)?;
+
+        let making = started.elapsed();
+        Ok(Proof { generation, image, limits, ready, making, channel, body: Body::Chroot(sandbox) })
+    }
+
+    fn plan(&self, image: &Image, limits: &Limits, remains: &Remains, writable_root: bool) -> Plan {
+        Plan {
+            rootfs: image.rootfs.to_string_lossy().into_owned(),
+            id_base: remains.uids().base(),
+            disk: limits.disk,
+            inodes: limits.inodes,
+            writable_root,
+            job_uid: image.config.user,
+            job_gid: image.config.group,
+            hostname: "mayfly".to_owned(),
+            root_point: self.instance.root_point().to_string_lossy().into_owned(),
+            disk_point: self.instance.disk_point().to_string_lossy().into_owned(),
+            entries: Entries::Directories,
+        }
+    }
+
+    async fn spawn(&self, mut plan: Plan, remains: &Remains, stream: OwnedFd) -> Result<OwnedFd, MakeError> {
+        let (agent, job) = (remains.cgroup().agent_entry()?, remains.cgroup().job_entry()?);
+        let mut fds = vec![stream.as_fd()];
+        plan.entries = match (&agent, &job) {
+            (Entry::Tasks(agent), Entry::Tasks(job)) => {
+                fds.extend(agent.iter().chain(job).map(AsFd::as_fd));
+                Entries::Tasks(agent.len() as u8)
+            }
+            (Entry::Directory(agent), Entry::Directory(job)) => {
+                fds.extend([agent.as_fd(), job.as_fd()] as [BorrowedFd<'_>; 2]);
+                Entries::Directories
+            }
+            _ => unreachable!("both entries come from one hierarchy"),
+        };
+        self.spawner.spawn(&plan, &fds).await
+    }
+
+    /// Waits until everything that was dropped is gone, and ends the spawner.
+    pub(crate) async fn close(self) {
+        self.undertaker.finish().await;
+        self.spawner.stop().await;
+    }
+}

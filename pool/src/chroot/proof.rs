@@ -1,0 +1,76 @@
+//! The host looks for itself: is the job's process confined as the agent says?
+
+use std::fs;
+
+use agent::message::Identity;
+
+use super::sandbox::Sandbox;
+
+/// Checks the one process in the job's cgroup against the kernel's own record of it, see proc(5).
+pub(super) fn check_confined(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
+    let pids = sandbox.cgroup().job_pids();
+    let [pid] = pids[..] else {
+        return Err(format!("{} processes in the job's cgroup, not one", pids.len()));
+    };
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let uid = sandbox.id_base() + identity.uid;
+    let gid = sandbox.id_base() + identity.gid;
+    check_status(&status, uid, gid)
+}
+
+fn check_status(status: &str, uid: u32, gid: u32) -> Result<(), String> {
+    let none = "0000000000000000".to_owned();
+    let expected = [
+        ("Uid", format!("{uid} {uid} {uid} {uid}")),
+        ("Gid", format!("{gid} {gid} {gid} {gid}")),
+        ("Groups", String::new()),
+        ("CapInh", none.clone()),
+        ("CapPrm", none.clone()),
+        ("CapEff", none.clone()),
+        ("CapBnd", none.clone()),
+        ("CapAmb", none),
+        ("NoNewPrivs", "1".to_owned()),
+        ("Seccomp", "2".to_owned()),
+    ];
+    for (field, expected) in expected {
+        let found = status
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| *name == field)
+            .map(|(_, value)| value.split_whitespace().collect::<Vec<_>>().join(" "));
+        if found.as_ref() != Some(&expected) {
+            let found = found.unwrap_or_else(|| "missing".to_owned());
+            return Err(format!("{field} is \"{found}\", not \"{expected}\""));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFINED: &str = "Name:\tmayfly-agent\nUid:\t7\t7\t7\t7\nGid:\t8\t8\t8\t8\nGroups:\t\n\
+        CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n\
+        CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+
+    #[test]
+    fn a_confined_process_passes() {
+        assert_eq!(check_status(CONFINED, 7, 8), Ok(()));
+    }
+
+    #[test]
+    fn every_missing_confinement_is_named() {
+        for (from, to, field) in [
+            ("Uid:\t7\t7\t7\t7", "Uid:\t7\t0\t7\t7", "Uid"),
+            ("Groups:\t", "Groups:\t4 ", "Groups"),
+            ("CapBnd:\t0000000000000000", "CapBnd:\t0000000000000001", "CapBnd"),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "NoNewPrivs"),
+            ("Seccomp:\t2\n", "", "Seccomp"),
+        ] {
+            let complaint = check_status(&CONFINED.replace(from, to), 7, 8).unwrap_err();
+            assert!(complaint.starts_with(field), "{complaint}");
+        }
+    }
+}

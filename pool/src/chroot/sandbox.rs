@@ -1,0 +1,211 @@
+//! A chroot sandbox from the host's side, and how nothing of it stays.
+
+use std::{io, os::fd::OwnedFd, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Signal, pidfd_send_signal},
+};
+use tokio::{
+    io::Interest,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    body::{DestroyError, Usage},
+    cgroup::Cgroup,
+    ledger::Ended,
+    obituary::Obituary,
+    pool::PoolSlot,
+    uids::UidRange,
+    watch::watch,
+};
+
+/// How long killed processes may take to be gone. Under memory pressure their memory takes time to free.
+const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a cgroup that the kernel still holds is tried again, and how long between.
+const REMOVALS: u32 = 200;
+const BETWEEN_REMOVALS: Duration = Duration::from_millis(5);
+
+/// What a sandbox is made of on the host. Ends with [`Remains::destroy`].
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// The first process, once there is one.
+    init: Option<OwnedFd>,
+    cgroup: Cgroup,
+    uids: UidRange,
+    /// Once the sandbox counts as clean.
+    obituary: Option<Obituary>,
+}
+
+impl Remains {
+    pub(super) fn new(cgroup: Cgroup, uids: UidRange) -> Self {
+        Self { init: None, cgroup, uids, obituary: None }
+    }
+
+    pub(super) fn set_init(&mut self, pidfd: OwnedFd) {
+        self.init = Some(pidfd);
+    }
+
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    pub(super) fn uids(&self) -> &UidRange {
+        &self.uids
+    }
+
+    async fn destroy(mut self) -> Result<(), DestroyError> {
+        let obituary = self.obituary.take();
+        let ended = self.end().await;
+        if let Some(obituary) = obituary {
+            obituary.write(if ended.is_ok() { Ended::Destroyed } else { Ended::Quarantined });
+        }
+        ended
+    }
+
+    async fn end(self) -> Result<(), DestroyError> {
+        if let Some(init) = self.init {
+            // With the init of a pid namespace the kernel ends every process in it.
+            if let Err(error) = kill_and_wait(init).await {
+                // Something may still run under these ids, so no other sandbox gets them.
+                self.uids.keep();
+                return Err(error);
+            }
+        }
+        remove(&self.cgroup).await
+    }
+}
+
+async fn kill_and_wait(init: OwnedFd) -> Result<(), DestroyError> {
+    // ESRCH: it has ended by itself already.
+    let _ = pidfd_send_signal(&init, Signal::KILL);
+    let gone = async { watch(init, Interest::READABLE)?.readable().await.map(drop) };
+    match timeout(DEATH_DEADLINE, gone).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(DestroyError::StillRunning(DEATH_DEADLINE)),
+    }
+}
+
+async fn remove(cgroup: &Cgroup) -> Result<(), DestroyError> {
+    let mut tries = 0;
+    loop {
+        match cgroup.remove() {
+            Ok(()) => return Ok(()),
+            // The kernel lets go of a dead process's cgroup a little after it lets go of the process.
+            Err((_, error)) if error.kind() == io::ErrorKind::ResourceBusy && tries < REMOVALS => {
+                tries += 1;
+                sleep(BETWEEN_REMOVALS).await;
+            }
+            Err((path, error)) => return Err(DestroyError::Cgroup { path, error }),
+        }
+    }
+}
+
+/// A sandbox that lives. Dropped, it goes to the undertaker.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    remains: Option<Remains>,
+    /// Weak, so that the undertaker's end does not wait for sandboxes that still live.
+    grave: mpsc::WeakUnboundedSender<Remains>,
+}
+
+impl Sandbox {
+    pub(super) fn new(remains: Remains, undertaker: &Undertaker) -> Self {
+        Self { remains: Some(remains), grave: undertaker.grave.downgrade() }
+    }
+
+    fn remains(&self) -> &Remains {
+        self.remains.as_ref().expect("only destroy and drop take the remains")
+    }
+
+    fn remains_mut(&mut self) -> &mut Remains {
+        self.remains.as_mut().expect("only destroy and drop take the remains")
+    }
+
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        self.remains().cgroup()
+    }
+
+    /// The host's uid of the sandbox's uid 0.
+    pub(super) fn id_base(&self) -> u32 {
+        self.remains().uids().base()
+    }
+
+    pub(crate) fn announce(&mut self, obituary: Obituary) {
+        self.remains_mut().obituary = Some(obituary);
+    }
+
+    pub(crate) fn hold(&mut self, slot: PoolSlot) {
+        if let Some(obituary) = &mut self.remains_mut().obituary {
+            obituary.hold(slot);
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        let Some(init) = &self.remains().init else { return false };
+        // A pidfd becomes readable when its process has ended.
+        let mut poll = [PollFd::new(init, PollFlags::IN)];
+        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.cgroup().usage()
+    }
+
+    pub(crate) fn survivors(&self) -> Option<usize> {
+        Some(self.cgroup().job_pids().len())
+    }
+
+    pub(crate) async fn destroy(mut self) -> Result<(), DestroyError> {
+        self.remains.take().expect("only destroy and drop take the remains").destroy().await
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(remains) = self.remains.take() {
+            match self.grave.upgrade() {
+                Some(grave) => drop(grave.send(remains)),
+                // The pool is closed, and the spawner's end has killed the sandbox. The reaper finds the rest.
+                None => remains.uids.keep(),
+            }
+        }
+    }
+}
+
+/// Ends the sandboxes that nobody ended.
+#[derive(Debug)]
+pub(super) struct Undertaker {
+    grave: mpsc::UnboundedSender<Remains>,
+    task: JoinHandle<()>,
+}
+
+impl Undertaker {
+    pub(super) fn start() -> Self {
+        let (grave, mut arrivals) = mpsc::unbounded_channel::<Remains>();
+        let task = tokio::spawn(async move {
+            while let Some(remains) = arrivals.recv().await {
+                if let Err(error) = remains.destroy().await {
+                    tracing::error!(%error, "a dropped sandbox could not be destroyed");
+                }
+            }
+        });
+        Self { grave, task }
+    }
+
+    pub(super) fn bury(&self, remains: Remains) {
+        let _ = self.grave.send(remains);
+    }
+
+    /// Waits until all that was dropped is gone.
+    pub(super) async fn finish(self) {
+        drop(self.grave);
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the task that ends dropped sandboxes failed");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The small process that clones every chroot sandbox of one mayfly.
+//!
+//! It has one thread on purpose. A parent-death signal follows the *thread* that made a child, and the
+//! threads of an async runtime come and go; this one lives as long as its mayfly. It keeps its own mount
+//! namespace, so no mount of ours is ever seen on the host, and a killed mayfly leaves none behind. When the
+//! pool's end of its socket closes it exits, and the kernel ends what it made.
+
+use std::{
+    fs,
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use nix::{
+    cmsg_space,
+    sched::{CloneFlags, unshare},
+    sys::socket::{
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+        socketpair,
+    },
+    unistd::setgroups,
+};
+use rustix::mount::MountPropagationFlags;
+
+use super::{
+    devices,
+    kernel::{self, Cloned},
+    mounts::{self, clone_tree},
+    plan::{Answer, Entries, Failed, MAX_FDS, MAX_PLAN, Plan, Step},
+    setup::{self, Descriptors, Trees},
+};
+use crate::uids::RANGE;
+
+/// Everything but the cgroup and time namespaces, which the child enters by itself once it is where it belongs.
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS;
+
+const SOCKET: i32 = 0;
+
+/// Serves plans from the socket at descriptor 0 until it closes. Never call this in a process with threads.
+pub(super) fn serve() -> Result<(), Failed> {
+    let socket = borrow_socket();
+    let devices = prepare()?;
+    let mut buffer = vec![0; MAX_PLAN];
+    while let Some((plan, fds)) = receive(socket, &mut buffer).step("receive a plan")? {
+        let (answer, pidfd) = match spawn(&plan, fds, devices.as_fd()) {
+            Ok(pidfd) => (Answer::Spawned, Some(pidfd)),
+            Err(Failed { step, errno }) => (Answer::Failed { step: step.to_owned(), errno }, None),
+        };
+        send(socket, &answer, pidfd.as_ref()).step("answer a plan")?;
+    }
+    Ok(())
+}
+
+/// Makes this process fit to be the parent of sandboxes.
+fn prepare() -> Result<OwnedFd, Failed> {
+    kernel::ignore_children().step("leave dead sandboxes to the kernel")?;
+    // A sandbox cannot drop supplementary groups once setgroups is denied in its user namespace.
+    setgroups(&[]).step("drop supplementary groups")?;
+    unshare(CloneFlags::CLONE_NEWNS).step("unshare the spawner's mounts")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .step("make the spawner's mounts private")?;
+    devices::mount_template().step("make the template of /dev")
+}
+
+fn spawn(plan: &Plan, mut fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Result<OwnedFd, Failed> {
+    let (agent_count, job_count) = match plan.entries {
+        Entries::Tasks(count) => (usize::from(count), usize::from(count)),
+        Entries::Directories => (1, 1),
+    };
+    if fds.len() != 1 + agent_count + job_count {
+        return Err(Failed { step: "count the plan's descriptors", errno: libc::EINVAL });
+    }
+    let job_entry = fds.split_off(1 + agent_count);
+    let agent_entry = fds.split_off(1);
+    let stream = fds.remove(0);
+    let into = matches!(plan.entries, Entries::Directories).then(|| agent_entry[0].as_fd());
+
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)
+        .step("make the socket to the sandbox")?;
+    match kernel::clone_into(NAMESPACES as u64, into).step("clone into new namespaces")? {
+        Cloned::Child => {
+            drop(ours);
+            let tasks = if into.is_some() { Vec::new() } else { agent_entry };
+            setup::become_agent(plan, Descriptors { stream, tasks, job_entry, trees: theirs })
+        }
+        Cloned::Parent { pid, pidfd } => match equip(plan, pid, devices, ours.as_fd()) {
+            Ok(()) => Ok(pidfd),
+            Err(failed) => {
+                // The child waits for what will never come; SIGKILL through the pidfd cannot hit another process.
+                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+                Err(failed)
+            }
+        },
+    }
+}
+
+/// Does for the child what only the host's root may: its id maps, and its id-mapped view of image and devices.
+fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<(), Failed> {
+    let proc = format!("/proc/{pid}");
+    let map = format!("0 {} {RANGE}\n", plan.id_base);
+    fs::write(format!("{proc}/setgroups"), "deny").step("deny setgroups")?;
+    fs::write(format!("{proc}/uid_map"), &map).step("write the uid map")?;
+    fs::write(format!("{proc}/gid_map"), &map).step("write the gid map")?;
+    let userns = fs::File::open(format!("{proc}/ns/user")).step("open the user namespace")?;
+
+    let image = clone_tree(rustix::fs::CWD, plan.rootfs.as_str()).step("open the image")?;
+    let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    kernel::set_mount_attributes(&image, read_only, Some(&userns)).step("map the image's owners")?;
+
+    let (root, scratch) = if plan.writable_root {
+        let (root, scratch) = mounts::writable_root(plan, &image)?;
+        (root, Some(scratch))
+    } else {
+        (image, None)
+    };
+    let dev = clone_tree(devices, "").step("open the devices")?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    kernel::set_mount_attributes(&dev, attributes, Some(&userns)).step("map the devices' owners")?;
+    Trees { root, dev, scratch }.send(child)
+}
+
+fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<(Plan, Vec<OwnedFd>)>> {
+    let (length, fds) = receive_with_fds(socket, buffer)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let plan = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
+    Ok(Some((plan, fds)))
+}
+
+fn send(socket: BorrowedFd<'_>, answer: &Answer, pidfd: Option<&OwnedFd>) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(answer).map_err(io::Error::other)?;
+    let fds: Vec<_> = pidfd.into_iter().map(AsRawFd::as_raw_fd).collect();
+    send_with_fds(socket, &bytes, &fds)
+}
+
+pub(super) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[i32]) -> io::Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let control = if fds.is_empty() { &[][..] } else { &rights[..] };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "takes ownership of received descriptors")]
+pub(super) fn receive_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = cmsg_space!([i32; MAX_FDS]);
+    let mut pieces = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for this process.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
+#[expect(unsafe_code, reason = "descriptor 0 is given by the parent")]
+fn borrow_socket() -> BorrowedFd<'static> {
+    // SAFETY: the pool starts this process with the socket as its stdin, and nothing here closes it.
+    unsafe { BorrowedFd::borrow_raw(SOCKET) }
+}

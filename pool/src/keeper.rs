@@ -1,0 +1,382 @@
+//! Keeps clean sandboxes waiting: hands them out, and makes what is missing.
+//!
+//! Handing out takes a lock and nothing else. Making happens in tasks of their own, started by one reconciling
+//! loop that compares, at each change and each second, what is with what should be. The loop never edits
+//! counts from memory of what it started: each task reports its own end.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::{Instant, interval},
+};
+
+use crate::{
+    lease::Source,
+    shelf::{Counts, Made, Shelf},
+};
+
+/// How often the loop looks even when nothing has changed.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Makes and ends sandboxes. The pool's real one goes to the tiers; tests bring their own.
+pub(crate) trait Maker: Send + Sync + 'static {
+    /// What distinguishes one kind of sandbox from another.
+    type Kind: Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static;
+    /// A clean sandbox.
+    type Clean: fmt::Debug + Send + 'static;
+    /// Why one could not be made.
+    type Error: fmt::Debug + Send + 'static;
+
+    /// Makes one and proves it clean.
+    fn make(&self, kind: &Self::Kind) -> impl Future<Output = Result<Self::Clean, Self::Error>> + Send;
+    /// Ends one that no job has seen.
+    fn discard(&self, clean: Self::Clean) -> impl Future<Output = ()> + Send;
+    /// Whether one that waits is still good.
+    fn is_fit(&self, clean: &Self::Clean) -> bool;
+    /// How many may be made at once now, at most `most`: less on a host under pressure.
+    fn making_now(&self, most: usize) -> usize;
+}
+
+/// How the pool is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Clean sandboxes of each kind that wait even when no job comes.
+    pub idle_count: usize,
+    /// How long after the last job more than `idle_count` may wait.
+    pub idle_time: Duration,
+    /// How long a clean sandbox may wait before it is replaced.
+    pub ready_ttl: Duration,
+    /// Sandboxes that may exist at once, leased and quarantined ones included.
+    pub max_instances: usize,
+    /// Sandboxes that may be made at once.
+    pub making_at_once: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            idle_count: 0,
+            idle_time: Duration::from_secs(60),
+            ready_ttl: Duration::from_secs(3600),
+            max_instances: 256,
+            making_at_once: std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
+
+/// How one kind of sandbox stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing<K> {
+    pub(crate) kind: K,
+    pub(crate) ready: usize,
+    pub(crate) waiting: usize,
+    pub(crate) counts: Counts,
+    pub(crate) target: usize,
+}
+
+/// A sandbox for one job, with its place in the pool.
+#[derive(Debug)]
+pub(crate) struct Taken<M: Maker> {
+    pub(crate) clean: M::Clean,
+    pub(crate) source: Source,
+    pub(crate) slot: Slot<M>,
+}
+
+/// No sandbox for this job.
+#[derive(Debug)]
+pub(crate) enum Refused<E> {
+    /// It could not be made.
+    Making(E),
+    /// The pool is closing.
+    Closing,
+}
+
+type Waiter<M> = oneshot::Sender<Result<Taken<M>, <M as Maker>::Error>>;
+type Shelves<M> = HashMap<<M as Maker>::Kind, Shelf<<M as Maker>::Clean, Waiter<M>>>;
+
+/// Keeps sandboxes of all kinds.
+#[derive(Debug)]
+pub(crate) struct Keeper<M: Maker> {
+    core: Arc<Core<M>>,
+    reconciler: JoinHandle<()>,
+}
+
+struct Core<M: Maker> {
+    maker: M,
+    settings: Settings,
+    shelves: Mutex<Shelves<M>>,
+    changed: Notify,
+    closing: Notify,
+}
+
+impl<M: Maker> fmt::Debug for Core<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// A sandbox's place in the pool. Dropped when the sandbox is gone: the place is free again.
+pub(crate) struct Slot<M: Maker> {
+    core: Arc<Core<M>>,
+    kind: M::Kind,
+    quarantine: bool,
+}
+
+impl<M: Maker> fmt::Debug for Slot<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Slot").field(&self.kind).finish()
+    }
+}
+
+impl<M: Maker> Slot<M> {
+    /// The sandbox could not be ended. Its place is never free again.
+    pub(crate) fn quarantine(mut self) {
+        self.quarantine = true;
+    }
+}
+
+impl<M: Maker> Drop for Slot<M> {
+    fn drop(&mut self) {
+        let mut shelves = self.core.lock();
+        if let Some(shelf) = shelves.get_mut(&self.kind) {
+            if self.quarantine { shelf.quarantined() } else { shelf.ended() }
+        }
+        drop(shelves);
+        self.core.changed.notify_one();
+    }
+}
+
+impl<M: Maker> Keeper<M> {
+    pub(crate) fn start(maker: M, settings: Settings) -> Self {
+        let core = Arc::new(Core {
+            maker,
+            settings,
+            shelves: Mutex::new(HashMap::new()),
+            changed: Notify::new(),
+            closing: Notify::new(),
+        });
+        let reconciler = tokio::spawn(reconcile_forever(Arc::clone(&core)));
+        Self { core, reconciler }
+    }
+
+    /// A clean sandbox: one that waits, or one made for this job, in the order of asking.
+    pub(crate) async fn take(&self, kind: &M::Kind) -> Result<Taken<M>, Refused<M::Error>> {
+        let (taken, unfit) = {
+            let mut shelves = self.core.lock();
+            let shelf = shelves.entry(kind.clone()).or_insert_with(Shelf::new);
+            shelf.demand.asked(Instant::now());
+            // Who came first waits first, even if one has just become ready.
+            let (taken, unfit) =
+                if shelf.waiting() == 0 { shelf.take(|clean| self.core.maker.is_fit(clean)) } else { (None, vec![]) };
+            let taken = match taken {
+                Some(clean) => Ok(clean),
+                None => {
+                    let (waiter, told) = oneshot::channel();
+                    shelf.wait(waiter);
+                    Err(told)
+                }
+            };
+            (taken, unfit)
+        };
+        self.core.changed.notify_one();
+        self.core.discard_all(unfit);
+        match taken {
+            Ok(clean) => Ok(self.core.taken(kind, clean, Source::Warm)),
+            Err(told) => told.await.map_err(|_| Refused::Closing)?.map_err(Refused::Making),
+        }
+    }
+
+    /// Says how many jobs of a kind are still to come, so that as many are made and no more.
+    pub(crate) fn expect(&self, kind: &M::Kind, jobs: usize) {
+        self.core.lock().entry(kind.clone()).or_insert_with(Shelf::new).demand.expect(jobs);
+        self.core.changed.notify_one();
+    }
+
+    /// How each kind stands now.
+    pub(crate) fn standings(&self) -> Vec<Standing<M::Kind>> {
+        let now = Instant::now();
+        let Settings { idle_count, idle_time, .. } = self.core.settings;
+        let shelves = self.core.lock();
+        shelves
+            .iter()
+            .map(|(kind, shelf)| Standing {
+                kind: kind.clone(),
+                ready: shelf.ready(),
+                waiting: shelf.waiting(),
+                counts: shelf.counts(),
+                target: shelf.demand.target(now, idle_count, idle_time),
+            })
+            .collect()
+    }
+
+    /// Stops making, ends what waits, and waits until all that was being made is gone too.
+    pub(crate) async fn close(self) {
+        self.core.closing.notify_one();
+        if let Err(error) = self.reconciler.await {
+            tracing::error!(%error, "the pool's reconciling loop failed");
+        }
+    }
+}
+
+impl<M: Maker> Core<M> {
+    fn lock(&self) -> MutexGuard<'_, Shelves<M>> {
+        // Nothing panics between two halves of a change.
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, source: Source) -> Taken<M> {
+        Taken { clean, source, slot: Slot { core: Arc::clone(self), kind: kind.clone(), quarantine: false } }
+    }
+
+    fn discard_all(self: &Arc<Self>, cleans: Vec<M::Clean>) {
+        for clean in cleans {
+            let core = Arc::clone(self);
+            tokio::spawn(async move { core.maker.discard(clean).await });
+        }
+    }
+
+    /// Hands a clean sandbox to who waits for it, or shelves it.
+    fn deliver(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, took: Option<Duration>) {
+        let mut clean = clean;
+        let mut took = took;
+        loop {
+            let outcome = {
+                let mut shelves = self.lock();
+                let shelf = shelves.entry(kind.clone()).or_insert_with(Shelf::new);
+                match took.take() {
+                    Some(took) => shelf.made(clean, Instant::now(), took),
+                    None => shelf.shelve(clean, Instant::now()),
+                }
+            };
+            let Made::Give(waiter, given) = outcome else { return };
+            match waiter.send(Ok(self.taken(kind, given, Source::Cold))) {
+                Ok(()) => return,
+                // The job went away while it waited. No byte of it reached the sandbox, so the next may have it.
+                Err(back) => {
+                    let Ok(Taken { clean: back, slot, .. }) = back else { return };
+                    drop(slot);
+                    clean = back;
+                }
+            }
+        }
+    }
+
+    /// Makes one sandbox and reports how that ended.
+    async fn make_one(self: Arc<Self>, kind: M::Kind) {
+        let started = Instant::now();
+        match self.maker.make(&kind).await {
+            Ok(clean) => self.deliver(&kind, clean, Some(started.elapsed())),
+            Err(error) => {
+                tracing::warn!(?kind, ?error, "cannot make a sandbox");
+                let waiter = self.lock().get_mut(&kind).and_then(|shelf| shelf.failed(Instant::now()));
+                if let Some(waiter) = waiter {
+                    // If the job went away there is nobody to tell.
+                    let _ = waiter.send(Err(error));
+                }
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// One look at all shelves: what to start, what to end.
+    fn reconcile(self: &Arc<Self>) {
+        let now = Instant::now();
+        let Settings { idle_count, idle_time, ready_ttl, max_instances, making_at_once } = self.settings;
+        let mut discarded = Vec::new();
+        let mut started = Vec::new();
+        {
+            let mut shelves = self.lock();
+            for shelf in shelves.values_mut() {
+                let target = shelf.demand.target(now, idle_count, idle_time);
+                // A little above the target may stay: making and ending in turns helps nobody.
+                let keep = if target > idle_count { target * 2 } else { target };
+                discarded.extend(shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean)));
+            }
+            shelves.retain(|_, shelf| !shelf.is_idle() || shelf.demand.target(now, idle_count, idle_time) > 0);
+
+            let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
+            let places = self.maker.making_now(making_at_once);
+            let mut room = max_instances.saturating_sub(shelves.values().map(Shelf::total).sum());
+            // Who waits comes first; idle sandboxes of other kinds make room for him.
+            let waiting: usize = shelves.values().map(|shelf| shelf.waiting().min(1)).sum();
+            if room == 0 && waiting > 0 && making == 0 {
+                discarded.extend(evict(&mut shelves, now));
+            }
+            // A job that waits never waits behind refill work: it has as many places again of its own.
+            for (serving, mut places) in [(true, 2 * places), (false, places)] {
+                places = places.saturating_sub(making + started.len());
+                for (kind, shelf) in shelves.iter_mut() {
+                    let target = if serving { 0 } else { shelf.demand.target(now, idle_count, idle_time) };
+                    for _ in 0..shelf.wanted(target, now).min(places).min(room) {
+                        shelf.making();
+                        started.push(kind.clone());
+                        places -= 1;
+                        room -= 1;
+                    }
+                }
+            }
+        }
+        self.discard_all(discarded);
+        for kind in started {
+            tokio::spawn(Arc::clone(self).make_one(kind));
+        }
+    }
+
+    /// Whether every making has reported its end.
+    fn is_quiet(&self) -> bool {
+        self.lock().values().all(|shelf| shelf.counts().making == 0)
+    }
+}
+
+/// Takes one idle sandbox out of the fullest shelf.
+fn evict<K, S, W>(shelves: &mut HashMap<K, Shelf<S, W>>, now: Instant) -> Vec<S> {
+    match shelves.values_mut().filter(|shelf| shelf.waiting() == 0).max_by_key(|shelf| shelf.ready()) {
+        Some(shelf) if shelf.ready() > 0 => shelf.surplus(now, Duration::MAX, shelf.ready() - 1, |_| true),
+        _ => Vec::new(),
+    }
+}
+
+async fn reconcile_forever<M: Maker>(core: Arc<Core<M>>) {
+    let mut period = interval(PERIOD);
+    loop {
+        tokio::select! {
+            () = core.closing.notified() => break,
+            () = core.changed.notified() => {}
+            _ = period.tick() => {}
+        }
+        core.reconcile();
+    }
+    loop {
+        // Registered before the look, so that a making that ends in between is not missed.
+        let changed = core.changed.notified();
+        let (idle, waiters) = {
+            let mut shelves = core.lock();
+            let cleared: Vec<_> = shelves.values_mut().map(Shelf::clear).collect();
+            let (idle, waiters): (Vec<_>, Vec<_>) = cleared.into_iter().unzip();
+            (idle.into_iter().flatten().collect::<Vec<_>>(), waiters.into_iter().flatten().count())
+        };
+        if waiters > 0 {
+            tracing::warn!(waiters, "the pool closed while jobs waited for a sandbox");
+        }
+        for clean in idle {
+            core.maker.discard(clean).await;
+        }
+        if core.is_quiet() {
+            return;
+        }
+        changed.await;
+    }
+}
+
+#[cfg(test)]
+#[path = "keeper/model.rs"]
+mod model;

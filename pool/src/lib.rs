@@ -1,0 +1,36 @@
+//! Clean, single-use sandboxes: how they are made, handed to one job, watched and ended.
+//!
+//! The pool knows no job and no queue. What it gives out is a [`Lease`]: one sandbox, one life, one job.
+
+mod body;
+mod cgroup;
+mod channel;
+mod chroot;
+mod greeting;
+pub mod host;
+mod id;
+mod instance;
+mod keeper;
+mod lease;
+mod ledger;
+mod limits;
+mod obituary;
+mod pool;
+mod pressure;
+mod reaper;
+mod shelf;
+mod sizing;
+mod tier;
+mod uids;
+mod watch;
+
+pub use body::{DestroyError, Usage};
+pub use channel::{Channel, ChannelError};
+pub use chroot::{MakeError as ChrootMakeError, OpenError as ChrootOpenError, SPAWNER_ARG, spawner};
+pub use id::{BadId, GenerationId, Id, InstanceId};
+pub use keeper::Settings;
+pub use lease::{Dirty, Lease, Source};
+pub use ledger::{Audit, Ended, Event, Finding, JobRef, LedgerError, Story, Unproved, audit, story};
+pub use limits::{LimitError, Limits};
+pub use pool::{CheckoutError, OpenError, Pool, PoolConfig, Want};
+pub use tier::{Tier, UnknownTier};

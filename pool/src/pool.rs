@@ -1,0 +1,304 @@
+//! Checks clean sandboxes out. Knows images, tiers and limits; knows no job and no queue.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use images::{Image, ImageRef, Store, StoreError};
+use thiserror::Error;
+
+use crate::{
+    cgroup::{CgroupError, Hierarchy},
+    chroot::{self, Chroot},
+    instance::{Instance, InstanceError},
+    keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
+    lease::{Clean, Lease},
+    ledger::{Event, JobRef, Ledger, LedgerError},
+    limits::{LimitError, Limits},
+    obituary::Obituary,
+    pressure, reaper,
+    tier::Tier,
+};
+
+/// Where a pool keeps its things, and how many.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// What outlives the machine's boot: images, the ledger, results. It names the node.
+    pub data_dir: PathBuf,
+    /// What does not: locks and claims of the processes that live now.
+    pub run_dir: PathBuf,
+    /// The program that calls [`crate::spawner`] when it is started with [`crate::SPAWNER_ARG`] as its only
+    /// argument: mayfly itself.
+    pub spawner: PathBuf,
+    /// How many sandboxes wait, and how many there may be.
+    pub settings: Settings,
+}
+
+/// What a job needs of a sandbox.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// How strong the isolation must be.
+    pub tier: Tier,
+    /// From which image.
+    pub image: ImageRef,
+    /// Within which limits.
+    pub limits: Limits,
+}
+
+/// Keeps clean sandboxes and hands each to one job.
+#[derive(Debug)]
+pub struct Pool {
+    images: Store,
+    instance: Instance,
+    hierarchy: Hierarchy,
+    ledger: Arc<Ledger>,
+    tiers: Arc<Tiers>,
+    keeper: Keeper<Arc<Tiers>>,
+}
+
+/// A sandbox's place in the pool.
+pub(crate) type PoolSlot = Slot<Arc<Tiers>>;
+
+/// How one kind of sandbox stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct KindStatus {
+    /// Its isolation.
+    pub tier: Tier,
+    /// Its image, `name@sha256:…`.
+    pub image: String,
+    /// Its limits.
+    pub limits: Limits,
+    /// Clean ones that wait.
+    pub ready: usize,
+    /// How many should wait.
+    pub target: usize,
+    /// Being made.
+    pub making: usize,
+    /// In use.
+    pub leased: usize,
+    /// Could not be destroyed.
+    pub quarantined: usize,
+    /// Jobs that wait for one.
+    pub waiting: usize,
+}
+
+/// No pool can be opened here.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Not root.
+    #[error("mayfly must run as root to make sandboxes: id-mapped mounts and cgroups need it")]
+    NotRoot,
+    /// The image store.
+    #[error("cannot open the image store")]
+    Images(#[from] StoreError),
+    /// The run directory.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The cgroup hierarchies.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The chroot tier.
+    #[error(transparent)]
+    Chroot(#[from] chroot::OpenError),
+}
+
+/// No sandbox can be had.
+#[derive(Debug, Error)]
+pub enum CheckoutError {
+    /// The image is not there, or cannot be used.
+    #[error(transparent)]
+    Image(#[from] StoreError),
+    /// The limits cannot hold.
+    #[error(transparent)]
+    Limits(#[from] LimitError),
+    /// This host does not offer the tier.
+    #[error("tier {0} is not offered here")]
+    TierMissing(Tier),
+    /// The checkout cannot be recorded. Nothing of the job was sent.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The sandbox could not be made. An infrastructure failure: never the job's.
+    #[error("cannot make a {tier} sandbox")]
+    Make {
+        /// Which tier.
+        tier: Tier,
+        /// At which step, and why.
+        #[source]
+        error: chroot::MakeError,
+    },
+    /// The pool closes.
+    #[error("the pool is closing")]
+    Closing,
+}
+
+/// What one kind of sandbox is made of.
+#[derive(Clone)]
+pub(crate) struct Blueprint {
+    tier: Tier,
+    image: Arc<Image>,
+    limits: Limits,
+}
+
+impl Pool {
+    /// Opens the image store and the ledger, ends what dead processes of this node left, and starts keeping.
+    pub async fn open(config: &PoolConfig) -> Result<Self, OpenError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(OpenError::NotRoot);
+        }
+        let images = Store::open(&config.data_dir.join("images"))?;
+        let hierarchy = Hierarchy::find()?;
+        let instance = Instance::register(&config.run_dir, &config.data_dir)?;
+        let ledger = Arc::new(Ledger::open(&config.data_dir, &instance)?);
+        reaper::sweep(&config.run_dir, &config.data_dir, &hierarchy, &ledger);
+        let chroot = Chroot::open(&config.spawner, instance.clone(), hierarchy.clone())?;
+        let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
+        let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
+        Ok(Self { images, instance, hierarchy, ledger, tiers, keeper })
+    }
+
+    /// A clean sandbox for one job. The ledger says so before it is given.
+    pub async fn checkout(&self, want: &Want, job: JobRef) -> Result<Lease, CheckoutError> {
+        let blueprint = self.blueprint(want)?;
+        let Taken { clean, source, slot } = self.keeper.take(&blueprint).await.map_err(|refused| match refused {
+            Refused::Making(error) => CheckoutError::Make { tier: want.tier, error },
+            Refused::Closing => CheckoutError::Closing,
+        })?;
+        let generation = clean.generation();
+        // Leased first: should the record fail, the drop of the lease ends the sandbox and frees its place.
+        let lease = clean.lease(source, slot);
+        self.ledger.append(Event::Consumed { generation, job })?;
+        Ok(lease)
+    }
+
+    /// Says how many jobs of a kind are still to come, so that as many sandboxes are made and no more.
+    pub fn expect(&self, want: &Want, jobs: usize) -> Result<(), CheckoutError> {
+        let blueprint = self.blueprint(want)?;
+        self.keeper.expect(&blueprint, jobs);
+        Ok(())
+    }
+
+    /// How each kind of sandbox stands now.
+    #[must_use]
+    pub fn status(&self) -> Vec<KindStatus> {
+        let standings = self.keeper.standings().into_iter();
+        standings
+            .map(|standing| KindStatus {
+                tier: standing.kind.tier,
+                image: image_name(&standing.kind.image),
+                limits: standing.kind.limits,
+                ready: standing.ready,
+                target: standing.target,
+                making: standing.counts.making,
+                leased: standing.counts.leased,
+                quarantined: standing.counts.quarantined,
+                waiting: standing.waiting,
+            })
+            .collect()
+    }
+
+    /// Ends what waits, waits until it is gone, and removes this process's marks.
+    ///
+    /// Leases that still live end with the process that clones sandboxes: destroy them first.
+    pub async fn close(self) {
+        let Self { instance, hierarchy, ledger, tiers, keeper, .. } = self;
+        keeper.close().await;
+        if let Some(tiers) = Arc::into_inner(tiers) {
+            tiers.chroot.close().await;
+        }
+        let Some(ledger) = Arc::into_inner(ledger) else {
+            tracing::warn!("the pool was closed while sandboxes were leased: the next mayfly ends what is left");
+            return;
+        };
+        let closed = reaper::remove_instance_cgroups(&instance.cgroup(), &hierarchy)
+            .map_err(|error| error.to_string())
+            .and_then(|()| ledger.close().map_err(|error| error.to_string()));
+        match closed {
+            Ok(()) => instance.retire(),
+            // Not forgotten: the next mayfly of this node finds the mark and ends what is left.
+            Err(error) => tracing::warn!(%error, "something of this process's sandboxes is left"),
+        }
+    }
+
+    fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
+        want.limits.check()?;
+        if want.tier != Tier::Chroot {
+            return Err(CheckoutError::TierMissing(want.tier));
+        }
+        let image = Arc::new(self.images.resolve(&want.image)?);
+        Ok(Blueprint { tier: want.tier, image, limits: want.limits })
+    }
+}
+
+/// The tiers of this host: the pool's maker of sandboxes.
+#[derive(Debug)]
+pub(crate) struct Tiers {
+    chroot: Chroot,
+    ledger: Arc<Ledger>,
+}
+
+impl Maker for Arc<Tiers> {
+    type Kind = Blueprint;
+    type Clean = Clean;
+    type Error = chroot::MakeError;
+
+    async fn make(&self, kind: &Blueprint) -> Result<Clean, chroot::MakeError> {
+        let proof = self.chroot.make(Arc::clone(&kind.image), kind.limits).await?;
+        let generation = proof.generation;
+        self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;
+        Ok(Clean::prove(proof, Obituary::new(Arc::clone(&self.ledger), generation)))
+    }
+
+    async fn discard(&self, clean: Clean) {
+        let generation = clean.generation();
+        if let Err(error) = clean.destroy().await {
+            tracing::error!(%generation, %error, "a sandbox that was not needed could not be destroyed");
+        }
+    }
+
+    fn is_fit(&self, clean: &Clean) -> bool {
+        clean.is_alive()
+    }
+
+    fn making_now(&self, most: usize) -> usize {
+        pressure::making_now(most)
+    }
+}
+
+fn image_name(image: &Image) -> String {
+    format!("{}@{}", image.name, image.digest)
+}
+
+impl Blueprint {
+    fn identity(&self) -> impl Eq + Hash + '_ {
+        (self.tier, image_name(&self.image), self.limits)
+    }
+}
+
+impl PartialEq for Blueprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.tier == other.tier
+            && self.limits == other.limits
+            && self.image.digest == other.image.digest
+            && self.image.name == other.image.name
+    }
+}
+
+impl Eq for Blueprint {}
+
+impl Hash for Blueprint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl fmt::Debug for Blueprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.tier, image_name(&self.image))
+    }
+}

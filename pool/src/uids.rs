@@ -1,0 +1,140 @@
+//! Ranges of user ids, so that no two live sandboxes on the host share one, whichever process made them.
+//!
+//! The ids lie in 1879048192 to 2147418111, which systemd's table of user ids calls unused
+//! (<https://systemd.io/UIDS-GIDS/>): clear of /etc/subuid's usual ranges and of what systemd-nspawn picks
+//! (524288 to 1879048191). A claim is a file named for its range. It outlives a killed process on purpose:
+//! only who has ended that process's sandboxes may take the claim away.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::id::InstanceId;
+
+const FIRST: u32 = 0x7000_0000;
+const AFTER_LAST: u32 = 0x7FFF_0000;
+/// Ids in one range: what an image's files may be owned by.
+pub(crate) const RANGE: u32 = 0x1_0000;
+const RANGES: u32 = (AFTER_LAST - FIRST) / RANGE;
+
+/// No range of user ids can be had.
+#[derive(Debug, Error)]
+pub enum UidError {
+    /// All are taken.
+    #[error("all {RANGES} ranges of user ids are claimed in {0}: too many sandboxes, or claims of dead processes: run `mayfly reap`")]
+    Exhausted(PathBuf),
+    /// The claim could not be written.
+    #[error("cannot claim user ids in {path}")]
+    Claim {
+        /// The claim's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// One range, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct UidRange {
+    number: u32,
+    claim: PathBuf,
+}
+
+impl UidRange {
+    /// Claims a free range for a process of this host.
+    pub(crate) fn claim(directory: &Path, instance: InstanceId) -> Result<Self, UidError> {
+        // A random start spares the walk over what the neighbours hold.
+        let start = u32::from_le_bytes(random_bytes()) % RANGES;
+        for number in (0..RANGES).map(|step| (start + step) % RANGES) {
+            let claim = directory.join(number.to_string());
+            match OpenOptions::new().write(true).create_new(true).open(&claim) {
+                Ok(file) => return Self::sign(file, number, claim, instance),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(UidError::Claim { path: claim, error }),
+            }
+        }
+        Err(UidError::Exhausted(directory.to_owned()))
+    }
+
+    fn sign(mut file: File, number: u32, claim: PathBuf, instance: InstanceId) -> Result<Self, UidError> {
+        let range = Self { number, claim };
+        match file.write_all(instance.to_string().as_bytes()) {
+            Ok(()) => Ok(range),
+            Err(error) => Err(UidError::Claim { path: range.claim.clone(), error }),
+        }
+    }
+
+    /// The host's uid of the sandbox's uid 0.
+    pub(crate) fn base(&self) -> u32 {
+        FIRST + self.number * RANGE
+    }
+
+    /// Never gives the range back: something may still run under its ids. The reaper looks after it.
+    pub(crate) fn keep(mut self) {
+        self.claim = PathBuf::new();
+    }
+}
+
+impl Drop for UidRange {
+    fn drop(&mut self) {
+        if self.claim.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.claim) {
+            tracing::warn!(claim = %self.claim.display(), %error, "cannot give back a range of user ids");
+        }
+    }
+}
+
+/// Takes away the claims of a process that is dead and whose sandboxes are gone.
+pub(crate) fn release_claims_of(directory: &Path, instance: InstanceId) -> io::Result<()> {
+    let owner = instance.to_string();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        // A claim that its live owner has removed meanwhile is as good as released.
+        if fs::read_to_string(&path).is_ok_and(|signed| signed == owner) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn random_bytes() -> [u8; 4] {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).expect("the kernel gives random numbers");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Id;
+
+    #[test]
+    fn two_claims_never_overlap_and_a_dropped_one_is_free_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = Id::random();
+        let first = UidRange::claim(directory.path(), instance).unwrap();
+        let second = UidRange::claim(directory.path(), instance).unwrap();
+        assert_ne!(first.base(), second.base());
+        assert!(first.base() >= 100_000 && second.base().abs_diff(first.base()) >= RANGE);
+        drop((first, second));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_the_dead_owners_claims_are_released() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dead, live) = (Id::random(), Id::random());
+        std::mem::forget(UidRange::claim(directory.path(), dead).unwrap());
+        let kept = UidRange::claim(directory.path(), live).unwrap();
+        release_claims_of(directory.path(), dead).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(kept.claim.exists());
+    }
+}
