@@ -1,0 +1,200 @@
+//! The story of one job: checkout → stage → run → collect → give back.
+//!
+//! Each step is bounded by itself, and what came before a step that fails is kept. A failure of ours is never
+//! told as the job's. One call is one attempt on one sandbox: whoever retries calls again.
+
+use std::{fmt, time::Duration};
+
+use images::ImageConfig;
+use pool::{Lease, Pool};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    assignment::{Assignment, Reader},
+    cancel::{Cancelled, Urgency},
+    collect::{ArtifactSink, Caps, collect},
+    output::{Live, Output},
+    report::Report,
+    result::JobResult,
+    run::{Orders, run},
+    sandbox::{Sandbox, wait_until_alone},
+    stage::stage,
+};
+
+/// How long a sandbox may take to end.
+const GIVE_BACK: Duration = Duration::from_secs(10);
+
+/// Carries out jobs in sandboxes of one pool.
+#[derive(Debug)]
+pub struct Worker {
+    pool: Pool,
+    settings: Settings,
+}
+
+/// What holds for all jobs of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Bytes of each output stream that a result shows.
+    pub shown_output: usize,
+    /// What is collected at most.
+    pub caps: Caps,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { shown_output: 1024 * 1024, caps: Caps::default() }
+    }
+}
+
+/// Who talks with a job while it runs. Whoever is missing costs nothing.
+#[derive(Default)]
+pub struct Company {
+    /// Writes to the job's stdin, instead of what the assignment says.
+    pub stdin: Option<Reader>,
+    /// Reads its stdout.
+    pub stdout: Option<Live>,
+    /// Reads its stderr.
+    pub stderr: Option<Live>,
+}
+
+impl fmt::Debug for Company {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Company")
+            .field("stdin", &self.stdin.is_some())
+            .field("stdout", &self.stdout.is_some())
+            .field("stderr", &self.stderr.is_some())
+            .finish()
+    }
+}
+
+impl Worker {
+    /// A worker that takes its sandboxes from `pool`.
+    #[must_use]
+    pub fn new(pool: Pool, settings: Settings) -> Self {
+        Self { pool, settings }
+    }
+
+    /// Carries out one job, once, in a sandbox of its own.
+    pub async fn work(
+        &self,
+        job: &Assignment,
+        company: Company,
+        artifacts: &mut impl ArtifactSink,
+        mut cancelled: Cancelled,
+    ) -> JobResult {
+        let mut report = Report::new(job);
+
+        let clock = Instant::now();
+        let checkout = tokio::select! {
+            biased;
+            _ = cancelled.beyond(Urgency::None) => {
+                report.cancelled();
+                return report.done();
+            }
+            checkout = self.pool.checkout(&job.want, job.reference()) => checkout,
+        };
+        report.phases().checkout_us = micros(clock);
+        let mut lease = match checkout {
+            Ok(lease) => lease,
+            Err(error) => {
+                report.no_sandbox(&error);
+                return report.done();
+            }
+        };
+        report.sandbox(&lease);
+
+        let config = lease.image().config.clone();
+        let story = Story { job, config: &config, settings: &self.settings };
+        story.tell(&mut lease, company, artifacts, cancelled, &mut report).await;
+
+        give_back(lease, &mut report).await;
+        report.done()
+    }
+
+    /// Gives the pool back once no more jobs come.
+    #[must_use]
+    pub fn into_pool(self) -> Pool {
+        self.pool
+    }
+}
+
+/// What happens while the job has its sandbox.
+pub(crate) struct Story<'a> {
+    pub(crate) job: &'a Assignment,
+    pub(crate) config: &'a ImageConfig,
+    pub(crate) settings: &'a Settings,
+}
+
+impl Story<'_> {
+    /// Stage, run, collect.
+    pub(crate) async fn tell(
+        &self,
+        sandbox: &mut impl Sandbox,
+        company: Company,
+        artifacts: &mut impl ArtifactSink,
+        mut cancelled: Cancelled,
+        report: &mut Report<'_>,
+    ) {
+        let clock = Instant::now();
+        let staged = tokio::select! {
+            biased;
+            _ = cancelled.beyond(Urgency::None) => return report.cancelled(),
+            staged = stage(sandbox.channel(), &self.job.files) => staged,
+        };
+        report.phases().stage_us = micros(clock);
+        if let Err(error) = staged {
+            return report.not_staged(&error);
+        }
+        let stdin = match (company.stdin, &self.job.stdin) {
+            (None, Some(content)) => match content.open().await {
+                Ok(reader) => Some(reader),
+                Err(error) => return report.no_stdin(&error),
+            },
+            (live, _) => live,
+        };
+
+        let clock = Instant::now();
+        let orders = Orders::new(self.job, self.config, stdin.is_some());
+        let outputs =
+            [company.stdout, company.stderr].map(|live| Output::new(self.settings.shown_output, live));
+        let mut ended = run(sandbox.channel(), orders, stdin, outputs, cancelled.clone()).await;
+        if ended.may_be_asked() {
+            ended.lost = wait_until_alone(sandbox).await.err();
+        }
+        let may_be_asked = ended.may_be_asked();
+        report.phases().run_us = micros(clock);
+        report.ended(ended, &sandbox.usage());
+
+        if self.job.artifacts.is_empty() {
+            return;
+        }
+        if !may_be_asked {
+            return report.note("artifacts could not be collected: the sandbox was not to be asked any more");
+        }
+        let clock = Instant::now();
+        let caps = self.settings.caps;
+        let collected = collect(sandbox.channel(), &self.job.artifacts, caps, artifacts, cancelled).await;
+        report.phases().collect_us = micros(clock);
+        report.collected(collected);
+    }
+}
+
+/// Ends the sandbox. That may fail; the job's outcome stays what it is.
+async fn give_back(lease: Lease, report: &mut Report<'_>) {
+    let clock = Instant::now();
+    let generation = lease.generation();
+    let trouble = match timeout(GIVE_BACK, lease.destroy()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("it was not gone after {GIVE_BACK:?}")),
+    };
+    report.phases().clean_us = micros(clock);
+    if let Some(trouble) = trouble {
+        tracing::error!(%generation, %trouble, "a sandbox could not be ended");
+        report.note(format!("the sandbox could not be ended: {trouble}"));
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    since.elapsed().as_micros() as u64
+}
