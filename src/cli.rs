@@ -1,0 +1,132 @@
+//! The command line: its words, and which file carries each out.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use images::Store;
+use pool::host::Query;
+use worker::ErrorReport;
+
+use crate::{
+    complaint::{causes, complain},
+    doctor::{self, DoctorArgs},
+    exit,
+    image::{self, ImageArgs},
+    run::{self, RunArgs},
+    schema::{self, SchemaArgs},
+};
+
+/// Runs jobs of AI agents, each in a sandbox that lives for that job only.
+#[derive(Debug, Parser)]
+#[command(name = "mayfly", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    places: Places,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Where mayfly keeps its things.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Places {
+    /// Images and other things that outlive a reboot.
+    #[arg(
+        long,
+        global = true,
+        env = "MAYFLY_DATA_DIR",
+        default_value = "/var/lib/mayfly",
+        value_name = "DIR"
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// Locks and claims of the processes that live now; shared by all mayflies of this host.
+    #[arg(long, global = true, env = "MAYFLY_RUN_DIR", default_value = "/run/mayfly", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<RunArgs>),
+    Image(ImageArgs),
+    Doctor(DoctorArgs),
+    Schema(SchemaArgs),
+}
+
+/// Reads the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let Cli { places, verb } = match parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { exit::MAYFLY.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    log();
+    match verb {
+        Verb::Run(args) => run::run(*args, &places),
+        Verb::Image(args) => image::run(args, &places.data_dir).unwrap_or_else(|error| {
+            let hint = error.hint().unwrap_or_else(|| "`mayfly doctor` looks at this host".to_owned());
+            failed(&ErrorReport::new("image", causes(&error), hint))
+        }),
+        Verb::Doctor(args) => {
+            let images = images(&places);
+            let query = Query { data_dir: places.data_dir, images };
+            doctor::run(&args, &query, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
+        }
+        Verb::Schema(args) => schema::run(&args).unwrap_or_else(|error| no_output(&error)),
+    }
+}
+
+fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(words)
+}
+
+/// Says on stderr what happens inside, for whoever asks: a start without it must not pay for it.
+fn log() {
+    if std::env::var_os("MAYFLY_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_env("MAYFLY_LOG");
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+}
+
+fn images(places: &Places) -> Result<Vec<String>, String> {
+    let folder = places.data_dir.join("images");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let listed = Store::open(&folder).and_then(|store| store.list()).map_err(|error| causes(&error))?;
+    Ok(listed
+        .iter()
+        .flat_map(|image| image.names.iter().map(|name| format!("{name}@{}", image.manifest.digest)))
+        .collect())
+}
+
+fn failed(report: &ErrorReport) -> ExitCode {
+    complain(report);
+    exit::MAYFLY.into()
+}
+
+/// Standard output does not take what was asked for.
+fn no_output(error: &io::Error) -> ExitCode {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return exit::READER_GONE.into();
+    }
+    let _ = writeln!(io::stderr(), "mayfly: cannot write to standard output: {error}");
+    exit::MAYFLY.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,173 @@
+//! `mayfly doctor`: what this host can run, what is missing, and the command that mends it.
+//!
+//! Prints what [`pool::host`] saw. It looks at nothing by itself, but for the words of the locale.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Args;
+use pool::host::{Finding, HostReport, Query, State, TierReport, inspect};
+
+/// Says what this host can run, what is missing, and the command that mends it.
+///
+/// Changes nothing. Ends with 0 if jobs can run here, else with 1.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks at the host and prints what it saw.
+pub(crate) fn run(args: &DoctorArgs, query: &Query, out: &mut impl Write) -> io::Result<ExitCode> {
+    let report = inspect(query);
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        Page { out, marks: Marks::of_locale() }.report(&report)?;
+    }
+    out.flush()?;
+    Ok(if report.can_run() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The signs before each line.
+#[derive(Debug, Clone, Copy)]
+struct Marks {
+    ok: &'static str,
+    degraded: &'static str,
+    missing: &'static str,
+    unknown: &'static str,
+    fix: &'static str,
+}
+
+impl Marks {
+    const UTF8: Self = Self { ok: "✓", degraded: "!", missing: "✗", unknown: "?", fix: "→" };
+    const ASCII: Self = Self { ok: "+", degraded: "!", missing: "x", unknown: "?", fix: "->" };
+
+    /// The first of these that is set rules, as in locale(7).
+    fn of_locale() -> Self {
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+            .unwrap_or_default()
+            .to_lowercase();
+        if locale.contains("utf-8") || locale.contains("utf8") { Self::UTF8 } else { Self::ASCII }
+    }
+
+    fn of(self, state: State) -> &'static str {
+        match state {
+            State::Ok => self.ok,
+            State::Degraded => self.degraded,
+            State::Missing => self.missing,
+            State::Unknown => self.unknown,
+        }
+    }
+}
+
+/// The report as a person reads it.
+struct Page<'a, W: Write> {
+    out: &'a mut W,
+    marks: Marks,
+}
+
+impl<W: Write> Page<'_, W> {
+    fn report(&mut self, report: &HostReport) -> io::Result<()> {
+        let gib = report.memory as f64 / f64::from(1 << 30);
+        let cpus = if report.cpus == 1 { "CPU" } else { "CPUs" };
+        writeln!(self.out, "Linux {}, {} {cpus}, {gib:.1} GiB of memory\n", report.kernel, report.cpus)?;
+        let width = report.findings.iter().map(|finding| finding.title.chars().count()).max().unwrap_or(0);
+        for finding in &report.findings {
+            self.finding(finding, width)?;
+        }
+        writeln!(self.out, "\ntiers")?;
+        for tier in &report.tiers {
+            self.tier(tier, width)?;
+        }
+        Ok(())
+    }
+
+    fn finding(&mut self, finding: &Finding, width: usize) -> io::Result<()> {
+        self.line(self.marks.of(finding.state), finding.title, width, &finding.detail)?;
+        match &finding.fix {
+            Some(fix) => self.line(" ", "", width, &format!("{} {fix}", self.marks.fix)),
+            None => Ok(()),
+        }
+    }
+
+    fn tier(&mut self, tier: &TierReport, width: usize) -> io::Result<()> {
+        let name = tier.tier.name();
+        if tier.ready {
+            return self.line(self.marks.ok, name, width, "ready");
+        }
+        self.line(self.marks.missing, name, width, tier.why_not.first().map_or("", String::as_str))?;
+        for why in tier.why_not.iter().skip(1) {
+            self.line(" ", "", width, why)?;
+        }
+        match &tier.fix {
+            Some(fix) => self.line(" ", "", width, &format!("{} {fix}", self.marks.fix)),
+            None => Ok(()),
+        }
+    }
+
+    fn line(&mut self, mark: &str, title: &str, width: usize, text: &str) -> io::Result<()> {
+        writeln!(self.out, "  {mark} {title:width$}  {text}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pool::Tier;
+    use pool::host::CgroupMode;
+
+    use super::*;
+
+    fn finding(state: State, fix: Option<&str>) -> Finding {
+        Finding { id: "x", title: "a thing", state, detail: "seen".into(), fix: fix.map(str::to_owned) }
+    }
+
+    fn page(findings: Vec<Finding>, tiers: Vec<TierReport>, marks: Marks) -> String {
+        let report = HostReport {
+            kernel: "6.1.0".into(),
+            cpus: 2,
+            memory: 8 << 30,
+            cgroup: CgroupMode::V2,
+            findings,
+            tiers,
+        };
+        let mut out = Vec::new();
+        Page { out: &mut out, marks }.report(&report).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_missing_thing_is_followed_by_what_mends_it() {
+        let text = page(vec![finding(State::Missing, Some("mend it"))], vec![], Marks::ASCII);
+        assert!(text.contains("  x a thing  seen\n             -> mend it\n"), "{text}");
+        assert!(text.is_ascii());
+    }
+
+    #[test]
+    fn a_tier_that_cannot_run_lists_every_reason() {
+        let tier = TierReport {
+            tier: Tier::Chroot,
+            ready: false,
+            why_not: vec!["first".into(), "second".into()],
+            fix: Some("act".into()),
+        };
+        let text = page(vec![finding(State::Ok, None)], vec![tier], Marks::UTF8);
+        assert!(text.starts_with("Linux 6.1.0, 2 CPUs, 8.0 GiB of memory\n"), "{text}");
+        assert!(text.contains("  ✗ chroot   first\n             second\n             → act\n"), "{text}");
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_jobs_can_run() {
+        let query = Query { data_dir: std::env::temp_dir(), images: Ok(vec![]) };
+        let mut out = Vec::new();
+        let code = run(&DoctorArgs { json: true }, &query, &mut out).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let ready = report["tiers"].as_array().unwrap().iter().any(|tier| tier["ready"] == true);
+        let expected = if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        assert_eq!(format!("{code:?}"), format!("{expected:?}"));
+    }
+}

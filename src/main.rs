@@ -1,0 +1,26 @@
+//! `mayfly`: the one executable that people and the pool call.
+
+mod cli;
+mod complaint;
+mod doctor;
+mod exit;
+mod get;
+mod image;
+mod put;
+mod run;
+mod schema;
+mod streams;
+mod summary;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    // Before anything else: the spawner must be the only thread of its process.
+    if let (Some(word), None) = (words.next(), words.next())
+        && word == pool::SPAWNER_ARG
+    {
+        return pool::spawner();
+    }
+    cli::main()
+}
