@@ -1,0 +1,53 @@
+# The one entry point. Every target installs what it needs and builds what it uses.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt doc bench soak clean setup
+
+# Images, for `run`, `test` and `bench` alike: `make clean` takes them away, and the host keeps nothing.
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+export MAYFLY_DATA_DIR ?= $(TARGET)/mayfly-data
+IMAGES := minimal base
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
+
+run: setup ## build mayfly and run the example job in a sandbox
+	@cargo build --release --bin mayfly
+	@scripts/as-root examples/first-agent/run $(TARGET)/release/mayfly
+
+test: setup ## build everything and run every test (as root)
+	cargo build --workspace --all-targets
+	for image in $(IMAGES); do scripts/as-root $(TARGET)/debug/mayfly image build $$image; done
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --workspace --no-fail-fast
+
+lint: ## check format, lints, docs, scripts and licences
+	@scripts/packages build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+	for script in scripts/* .ci/run examples/*/run; do bash -n $$script; done
+	scripts/deny
+
+fmt: ## format the code
+	cargo fmt --all
+
+doc: ## build the API documentation
+	@scripts/packages build
+	cargo doc --workspace --no-deps
+
+bench: setup ## measure whole runs against bubblewrap
+	@scripts/packages bench
+	@cargo build --release --bin mayfly
+	@scripts/as-root scripts/bench $(TARGET)/release/mayfly
+
+soak: setup ## 1,000 runs in a row that must leave nothing behind
+	@cargo build --release --bin mayfly
+	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
+
+setup: ## install the missing Debian packages, saying why
+	@scripts/packages build images
+
+clean: ## remove everything that was built, images included
+	@if [ -d $(MAYFLY_DATA_DIR) ]; then scripts/as-root rm -rf --one-file-system $(MAYFLY_DATA_DIR); fi
+	@cargo clean
