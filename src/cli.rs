@@ -10,13 +10,16 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use images::Store;
 use pool::host::Query;
-use worker::ErrorReport;
+use worker::{ErrorReport, causes};
 
 use crate::{
-    complaint::{causes, complain},
+    audit::{self, AuditArgs},
+    bench::{self, BenchArgs},
+    complaint::complain,
     doctor::{self, DoctorArgs},
     exit,
     image::{self, ImageArgs},
+    reap::{self, ReapArgs},
     run::{self, RunArgs},
     schema::{self, SchemaArgs},
 };
@@ -53,6 +56,9 @@ enum Verb {
     Run(Box<RunArgs>),
     Image(ImageArgs),
     Doctor(DoctorArgs),
+    Audit(AuditArgs),
+    Reap(ReapArgs),
+    Bench(BenchArgs),
     Schema(SchemaArgs),
 }
 
@@ -77,6 +83,17 @@ pub(crate) fn main() -> ExitCode {
             let query = Query { data_dir: places.data_dir, images };
             doctor::run(&args, &query, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
         }
+        Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {
+            Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),
+            Err(error) => {
+                failed(&ErrorReport::new("audit", causes(&error), "run it as root, on the node's own data directory"))
+            }
+        },
+        Verb::Reap(args) => match reap::run(&args, &places, &mut io::stdout().lock()) {
+            Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),
+            Err(error) => failed(&ErrorReport::new("reap", causes(&error), "`mayfly doctor` looks at this host")),
+        },
+        Verb::Bench(args) => bench::run(&args, &places),
         Verb::Schema(args) => schema::run(&args).unwrap_or_else(|error| no_output(&error)),
     }
 }

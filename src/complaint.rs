@@ -1,9 +1,6 @@
 //! Mayfly's own voice on stderr: what failed, why, and what to do.
 
-use std::{
-    error::Error,
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use worker::ErrorReport;
 
@@ -16,16 +13,4 @@ pub(crate) fn complain(report: &ErrorReport) {
 /// Says something that is worth knowing.
 pub(crate) fn remark(text: &str) {
     let _ = writeln!(io::stderr(), "mayfly: {text}");
-}
-
-/// An error and everything behind it, in one line.
-pub(crate) fn causes(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }

@@ -1,5 +1,7 @@
 //! `mayfly`: the one executable that people and the pool call.
 
+mod audit;
+mod bench;
 mod cli;
 mod complaint;
 mod doctor;
@@ -7,6 +9,7 @@ mod exit;
 mod get;
 mod image;
 mod put;
+mod reap;
 mod run;
 mod schema;
 mod streams;

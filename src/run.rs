@@ -13,11 +13,13 @@ use clap::Args;
 use pool::{OpenError, Pool, PoolConfig, Tier};
 use scheduler::{Origin, Policy, admit};
 use tokio::runtime::{Builder, Runtime};
-use worker::{Assignment, Company, ErrorReport, Job, JobLimits, JobResult, Outcome, Settings, Worker};
+use worker::{
+    Assignment, Company, ErrorReport, Job, JobLimits, JobResult, Outcome, Settings, Worker, causes,
+};
 
 use crate::{
     cli::Places,
-    complaint::{causes, complain, remark},
+    complaint::{complain, remark},
     exit,
     get::{self, Get, LocalFiles},
     put::{self, Put},
@@ -216,6 +218,8 @@ async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
         Ok(pool) => pool,
         Err(error) => return Ran::not_at_all(Outcome::InfraError, no_pool(&error)),
     };
+    // One job comes and no more, so nothing is made ahead. What is wrong with the job is said at its checkout.
+    let _ = pool.expect(&job.want, 1);
     let worker = Worker::new(pool, Settings::default());
 
     let trouble = Arc::new(OnceLock::new());
@@ -229,7 +233,10 @@ async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
 
     let without_any: Vec<_> = artifacts.without_any().map(ToOwned::to_owned).collect();
     for path in &without_any {
-        remark(&format!("nothing was got of {path}"));
+        // Where a reason is known, that is said instead.
+        if !result.skipped.iter().any(|skipped| skipped.path == *path) {
+            remark(&format!("there was nothing to get at {path}"));
+        }
     }
     Ran {
         result,
@@ -265,13 +272,15 @@ fn show_json(result: &JobResult) -> io::Result<()> {
 /// Says on stderr what the exit code alone does not.
 fn show(ran: &Ran) {
     let JobResult { error, skipped, notes, .. } = &ran.result;
+    // Whoever ended the job knows that it was ended.
     if ran.stdout_trouble.is_none()
+        && !(ran.result.outcome == Outcome::Cancelled && ran.interrupted_by.is_some())
         && let Some(error) = error
     {
         complain(error);
     }
     for skipped in skipped {
-        remark(&format!("{} was left out: {}", skipped.path, skipped.reason));
+        remark(&format!("left out: {}: {}", skipped.path, skipped.reason));
     }
     for note in notes {
         remark(note);

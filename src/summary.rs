@@ -9,6 +9,9 @@ use bytesize::ByteSize;
 use pool::Source;
 use worker::{JobResult, ObservedBy};
 
+/// Artifacts that a summary names.
+const LISTED: usize = 10;
+
 /// Prints the summary of `result`.
 pub(crate) fn print(result: &JobResult, out: &mut impl Write) -> io::Result<()> {
     let mut line = |name: &str, value: String| writeln!(out, "  {name:<11} {value}");
@@ -38,9 +41,12 @@ pub(crate) fn print(result: &JobResult, out: &mut impl Write) -> io::Result<()> 
         line("cpu", millis(usage.cpu_us))?;
         line("memory", format!("{} at most", ByteSize(usage.peak_memory_bytes)))?;
     }
-    for artifact in &result.artifacts {
+    for artifact in result.artifacts.iter().take(LISTED) {
         let digest = &artifact.sha256[..artifact.sha256.len().min(12)];
         line("artifact", format!("{} ({}, sha256:{digest}…)", artifact.path, ByteSize(artifact.size)))?;
+    }
+    if let Some(more @ 1..) = result.artifacts.len().checked_sub(LISTED) {
+        line("", format!("and {more} more"))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The node's record of every sandbox's life: append-only, one segment for each process.
+//! The node's record of every sandbox's life: append-only, segments of its own for each process.
 //!
 //! ```text
-//! <data dir>/ledger/<instance>.log
+//! <data dir>/ledger/<instance>-<number>.log
 //! ```
 //!
 //! A generation is written here as consumed *before* the first byte of its job reaches the sandbox. Written
@@ -13,10 +13,10 @@ mod audit;
 mod record;
 mod recover;
 mod segment;
+mod writer;
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -30,18 +30,14 @@ pub use self::{
     record::{Ended, Event, JobRef},
 };
 pub(crate) use self::recover::recover;
-use self::{
-    record::{Chain, Entry},
-    segment::segment_path,
-};
+use self::writer::Writer;
 use crate::instance::Instance;
 
 /// How long a record may wait for others before it is made durable together with them.
 const GROUP: Duration = Duration::from_millis(20);
 
-/// Disk space that is reserved ahead, so that a full disk is known before work is taken and never when a
-/// life's end must be written.
-const RESERVE: u64 = 256 * 1024;
+/// How long closed segments are kept. Lives are over in hours; what was proved of them is kept for a month.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The ledger cannot be written, so no job may start.
 #[derive(Debug, Error)]
@@ -88,61 +84,56 @@ pub(crate) struct Ledger {
 
 #[derive(Debug)]
 struct Shared {
-    path: PathBuf,
     state: Mutex<State>,
     wake: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    file: File,
-    chain: Chain,
-    length: u64,
-    reserved: u64,
+    writer: Writer,
     dirty: bool,
     closing: bool,
 }
 
 impl Ledger {
-    /// Starts this process's segment.
+    /// Starts this process's first segment.
     pub(crate) fn open(data_dir: &Path, instance: &Instance) -> Result<Self, LedgerError> {
         let directory = directory(data_dir);
-        let path = segment_path(&directory, instance.id());
-        let file = fs::create_dir_all(&directory)
-            .and_then(|()| File::options().append(true).create_new(true).open(&path))
-            .map_err(|error| LedgerError::Write { path: path.clone(), error })?;
-        let state = State { file, chain: Chain::default(), length: 0, reserved: 0, dirty: false, closing: false };
-        let shared = Arc::new(Shared { path, state: Mutex::new(state), wake: Condvar::new() });
-        let mut ledger = Self { shared: Arc::clone(&shared), flusher: None };
-        ledger.append(Event::Opened { instance: instance.id(), boot: instance.boot().to_owned() })?;
-        let flusher = std::thread::Builder::new()
-            .name("ledger".to_owned())
-            .spawn(move || shared.flush_in_groups())
-            .map_err(|error| LedgerError::Write { path: ledger.shared.path.clone(), error })?;
-        ledger.flusher = Some(flusher);
-        Ok(ledger)
+        let failed = |error| LedgerError::from_write(directory.clone(), error);
+        let writer = Writer::open(directory.clone(), instance.id(), instance.boot().to_owned()).map_err(failed)?;
+        let state = State { writer, dirty: true, closing: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
+        let flushed = Arc::clone(&shared);
+        let flusher = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || flushed.flush_in_groups());
+        Ok(Self { shared, flusher: Some(flusher.map_err(failed)?) })
     }
 
     /// Hands a record to the kernel. When this returns, `kill -9` cannot lose it.
     pub(crate) fn append(&self, event: Event) -> Result<(), LedgerError> {
         let mut state = self.shared.lock();
-        let result = state.append(&Entry::now(event));
+        let result = state.writer.append(event);
         if result.is_ok() && !state.dirty {
             state.dirty = true;
             self.shared.wake.notify_one();
         }
-        result.map_err(|error| self.shared.error(error))
+        result.map_err(|error| LedgerError::from_write(state.writer.path(), error))
     }
 
-    /// Ends the segment in order: from now on any damage to it is damage.
-    pub(crate) fn close(mut self) -> Result<(), LedgerError> {
-        self.append(Event::Closed)?;
+    /// Ends the record of this process in order.
+    pub(crate) fn close(self) -> Result<(), LedgerError> {
+        let mut state = self.shared.lock();
+        state.writer.close().map_err(|error| LedgerError::from_write(state.writer.path(), error))
+        // Dropped, the ledger is made durable.
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
         self.shared.lock().closing = true;
         self.shared.wake.notify_one();
         if let Some(flusher) = self.flusher.take() {
             let _ = flusher.join();
         }
-        Ok(())
     }
 }
 
@@ -150,15 +141,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is whole at every point where its holder could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn error(&self, error: io::Error) -> LedgerError {
-        let path = self.path.clone();
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            LedgerError::Full(path)
-        } else {
-            LedgerError::Write { path, error }
-        }
     }
 
     fn flush_in_groups(&self) {
@@ -173,11 +155,11 @@ impl Shared {
             }
             state.dirty = false;
             let closing = state.closing;
-            let file = state.file.try_clone();
+            let (file, path) = (state.writer.file(), state.writer.path());
             // Appends go on while the disk works.
             drop(state);
             if let Err(error) = file.and_then(|file| file.sync_data()) {
-                tracing::error!(path = %self.path.display(), %error, "cannot make the ledger durable");
+                tracing::error!(path = %path.display(), %error, "cannot make the ledger durable");
             }
             if closing {
                 return;
@@ -187,40 +169,12 @@ impl Shared {
     }
 }
 
-impl State {
-    fn append(&mut self, entry: &Entry) -> io::Result<()> {
-        let (line, next) = self.chain.line(entry);
-        self.reserve(line.len() as u64)?;
-        if let Err(error) = self.file.write_all(line.as_bytes()) {
-            // Half a line in the middle would be damage: take it back, so that the chain can go on.
-            self.file.set_len(self.length)?;
-            return Err(error);
-        }
-        self.length += line.len() as u64;
-        self.chain = next;
-        Ok(())
-    }
-
-    fn reserve(&mut self, need: u64) -> io::Result<()> {
-        // Half of the reserve stays for the ends of the lives that are consumed already.
-        if self.length + need + RESERVE / 2 > self.reserved {
-            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&self.file, flags, self.length, RESERVE) {
-                // Not every file system can reserve; a full disk then shows at the write.
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => self.reserved = self.length + RESERVE,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        if let Some(flusher) = self.flusher.take() {
-            self.shared.lock().closing = true;
-            self.shared.wake.notify_one();
-            let _ = flusher.join();
+impl LedgerError {
+    fn from_write(path: PathBuf, error: io::Error) -> Self {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            Self::Full(path)
+        } else {
+            Self::Write { path, error }
         }
     }
 }
@@ -228,4 +182,15 @@ impl Drop for Ledger {
 /// Where a node's segments are.
 pub(crate) fn directory(data_dir: &Path) -> PathBuf {
     data_dir.join("ledger")
+}
+
+/// Removes segments that nobody has written to for longer than they are kept.
+pub(crate) fn forget_old(data_dir: &Path) -> io::Result<()> {
+    for (_, path) in segment::segments(&directory(data_dir))? {
+        let age = fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default();
+        if age > KEPT {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }

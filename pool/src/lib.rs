@@ -32,5 +32,6 @@ pub use keeper::Settings;
 pub use lease::{Dirty, Lease, Source};
 pub use ledger::{Audit, Ended, Event, Finding, JobRef, LedgerError, Story, Unproved, audit, story};
 pub use limits::{LimitError, Limits};
-pub use pool::{CheckoutError, OpenError, Pool, PoolConfig, Want};
+pub use pool::{CheckoutError, KindStatus, OpenError, Pool, PoolConfig, Want, reap};
+pub use reaper::Leftover;
 pub use tier::{Tier, UnknownTier};

@@ -3,12 +3,14 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use images::{Image, ImageRef, Store, StoreError};
 use thiserror::Error;
+use tokio::task::JoinHandle;
 
 use crate::{
     cgroup::{CgroupError, Hierarchy},
@@ -16,10 +18,11 @@ use crate::{
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
     lease::{Clean, Lease},
-    ledger::{Event, JobRef, Ledger, LedgerError},
+    ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
     obituary::Obituary,
-    pressure, reaper,
+    pressure,
+    reaper::{Ground, Leftover},
     tier::Tier,
 };
 
@@ -53,10 +56,11 @@ pub struct Want {
 pub struct Pool {
     images: Store,
     instance: Instance,
-    hierarchy: Hierarchy,
+    ground: Ground,
     ledger: Arc<Ledger>,
     tiers: Arc<Tiers>,
     keeper: Keeper<Arc<Tiers>>,
+    reaper: JoinHandle<()>,
 }
 
 /// A sandbox's place in the pool.
@@ -152,14 +156,17 @@ impl Pool {
             return Err(OpenError::NotRoot);
         }
         let images = Store::open(&config.data_dir.join("images"))?;
-        let hierarchy = Hierarchy::find()?;
-        let instance = Instance::register(&config.run_dir, &config.data_dir)?;
-        let ledger = Arc::new(Ledger::open(&config.data_dir, &instance)?);
-        reaper::sweep(&config.run_dir, &config.data_dir, &hierarchy, &ledger);
-        let chroot = Chroot::open(&config.spawner, instance.clone(), hierarchy.clone())?;
+        let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
+        let ledger = Arc::new(ledger);
+        ground.sweep(&ledger);
+        if let Err(error) = ledger::forget_old(&config.data_dir) {
+            tracing::warn!(%error, "cannot remove old records of the ledger");
+        }
+        let chroot = Chroot::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?;
         let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
-        Ok(Self { images, instance, hierarchy, ledger, tiers, keeper })
+        let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger)));
+        Ok(Self { images, instance, ground, ledger, tiers, keeper, reaper })
     }
 
     /// A clean sandbox for one job. The ledger says so before it is given.
@@ -202,11 +209,20 @@ impl Pool {
             .collect()
     }
 
+    /// The host's pids of all processes in this pool's sandboxes, as the cgroups tell.
+    #[must_use]
+    pub fn sandbox_pids(&self) -> Vec<i32> {
+        self.ground.processes_of(self.instance.id())
+    }
+
     /// Ends what waits, waits until it is gone, and removes this process's marks.
     ///
     /// Leases that still live end with the process that clones sandboxes: destroy them first.
     pub async fn close(self) {
-        let Self { instance, hierarchy, ledger, tiers, keeper, .. } = self;
+        let Self { instance, ground, ledger, tiers, keeper, reaper, .. } = self;
+        reaper.abort();
+        // Its clone of the ledger goes with it, so its end is waited for.
+        let _ = reaper.await;
         keeper.close().await;
         if let Some(tiers) = Arc::into_inner(tiers) {
             tiers.chroot.close().await;
@@ -215,14 +231,7 @@ impl Pool {
             tracing::warn!("the pool was closed while sandboxes were leased: the next mayfly ends what is left");
             return;
         };
-        let closed = reaper::remove_instance_cgroups(&instance.cgroup(), &hierarchy)
-            .map_err(|error| error.to_string())
-            .and_then(|()| ledger.close().map_err(|error| error.to_string()));
-        match closed {
-            Ok(()) => instance.retire(),
-            // Not forgotten: the next mayfly of this node finds the mark and ends what is left.
-            Err(error) => tracing::warn!(%error, "something of this process's sandboxes is left"),
-        }
+        leave_place(instance, &ground, ledger);
     }
 
     fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
@@ -233,6 +242,57 @@ impl Pool {
         let image = Arc::new(self.images.resolve(&want.image)?);
         Ok(Blueprint { tier: want.tier, image, limits: want.limits })
     }
+}
+
+/// How often dead processes' leftovers are looked for.
+const SWEEPS: Duration = Duration::from_secs(5);
+
+async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>) {
+    loop {
+        tokio::time::sleep(SWEEPS).await;
+        let (ground, ledger) = (ground.clone(), Arc::clone(&ledger));
+        // It reads and kills and waits: not on a thread that serves jobs.
+        if let Err(error) = tokio::task::spawn_blocking(move || ground.sweep(&ledger)).await {
+            tracing::error!(%error, "a look for dead processes' leftovers failed");
+        }
+    }
+}
+
+/// Marks this process as alive on its node and opens its part of the ledger.
+fn take_place(data_dir: &Path, run_dir: &Path) -> Result<(Instance, Ground, Ledger), OpenError> {
+    let hierarchy = Hierarchy::find()?;
+    let instance = Instance::register(run_dir, data_dir)?;
+    let ledger = Ledger::open(data_dir, &instance)?;
+    let ground = Ground { run_dir: run_dir.to_owned(), node: data_dir.to_owned(), hierarchy };
+    Ok((instance, ground, ledger))
+}
+
+/// Takes the mark away if nothing of this process is left; else the next mayfly of this node finds it.
+fn leave_place(instance: Instance, ground: &Ground, ledger: Ledger) {
+    let left = ground
+        .remove_cgroups_of(instance.id())
+        .map_err(|error| error.to_string())
+        .and_then(|()| ledger.close().map_err(|error| error.to_string()));
+    match left {
+        Ok(()) => instance.retire(),
+        Err(error) => tracing::warn!(%error, "something of this process's sandboxes is left"),
+    }
+}
+
+/// Ends what dead processes of a node left, and says what that was; with `dry_run` only says it.
+pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftover>, OpenError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(OpenError::NotRoot);
+    }
+    if dry_run {
+        let ground =
+            Ground { run_dir: run_dir.to_owned(), node: data_dir.to_owned(), hierarchy: Hierarchy::find()? };
+        return Ok(ground.find().iter().map(|dead| ground.describe(dead)).collect());
+    }
+    let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
+    let ended = ground.sweep(&ledger);
+    leave_place(instance, &ground, ledger);
+    Ok(ended)
 }
 
 /// The tiers of this host: the pool's maker of sandboxes.

@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use crate::id::InstanceId;
 
-const FIRST: u32 = 0x7000_0000;
-const AFTER_LAST: u32 = 0x7FFF_0000;
+pub(crate) const FIRST: u32 = 0x7000_0000;
+pub(crate) const AFTER_LAST: u32 = 0x7FFF_0000;
 /// Ids in one range: what an image's files may be owned by.
 pub(crate) const RANGE: u32 = 0x1_0000;
 const RANGES: u32 = (AFTER_LAST - FIRST) / RANGE;
@@ -93,15 +93,21 @@ impl Drop for UidRange {
 
 /// Takes away the claims of a process that is dead and whose sandboxes are gone.
 pub(crate) fn release_claims_of(directory: &Path, instance: InstanceId) -> io::Result<()> {
+    claims_of(directory, instance)?.into_iter().try_for_each(fs::remove_file)
+}
+
+/// The claims that a process has signed.
+pub(crate) fn claims_of(directory: &Path, instance: InstanceId) -> io::Result<Vec<PathBuf>> {
     let owner = instance.to_string();
+    let mut claims = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        // A claim that its live owner has removed meanwhile is as good as released.
+        // A claim that its live owner removes at this moment is not this process's.
         if fs::read_to_string(&path).is_ok_and(|signed| signed == owner) {
-            fs::remove_file(&path)?;
+            claims.push(path);
         }
     }
-    Ok(())
+    Ok(claims)
 }
 
 fn random_bytes() -> [u8; 4] {

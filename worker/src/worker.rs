@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a sandbox may take to end.
-const GIVE_BACK: Duration = Duration::from_secs(10);
+const GIVE_BACK: Duration = Duration::from_secs(30);
 
 /// Carries out jobs in sandboxes of one pool.
 #[derive(Debug)]
@@ -109,6 +109,12 @@ impl Worker {
 
         give_back(lease, &mut report).await;
         report.done()
+    }
+
+    /// Where the sandboxes come from.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Gives the pool back once no more jobs come.
@@ -198,3 +204,6 @@ async fn give_back(lease: Lease, report: &mut Report<'_>) {
 fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,10 @@ use super::{
     recover::open_generations,
     segment::{Rest, Segment, segments},
 };
-use crate::id::{GenerationId, InstanceId};
+use crate::{
+    id::{GenerationId, InstanceId},
+    reaper,
+};
 
 /// What the ledger proves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -83,6 +86,13 @@ pub enum Finding {
         /// What is wrong with it.
         what: String,
     },
+    /// The end of a dead process's segment is torn or changed, and nobody has recovered it.
+    Torn {
+        /// Which.
+        path: PathBuf,
+        /// Bytes behind its last whole record.
+        bytes: u64,
+    },
     /// A segment is not what it was when it was recovered.
     Changed {
         /// Which.
@@ -101,8 +111,12 @@ struct Life {
     used_after_end: bool,
 }
 
-/// Checks the whole ledger. `lives` tells whether a process still runs.
-pub fn audit(data_dir: &Path, lives: impl Fn(InstanceId) -> bool) -> Result<Audit, LedgerError> {
+/// Checks the whole ledger of a node whose live processes are marked in `run_dir`.
+pub fn audit(data_dir: &Path, run_dir: &Path) -> Result<Audit, LedgerError> {
+    check(data_dir, |instance| reaper::lives(run_dir, instance))
+}
+
+fn check(data_dir: &Path, lives: impl Fn(InstanceId) -> bool) -> Result<Audit, LedgerError> {
     let segments = read_all(data_dir)?;
     let mut audit = Audit { segments: segments.len(), ..Audit::default() };
     let mut all: BTreeMap<GenerationId, Life> = BTreeMap::new();
@@ -164,16 +178,18 @@ impl Audit {
             (Rest::Damage { line, what }, _) => {
                 self.findings.push(Finding::Damaged { path, line: *line, what: what.clone() });
             }
-            (_, Some((length, hash, _))) if *length != segment.length || *hash != segment.chain.as_str() => {
+            // Only the last segment of a dead process was recovered; those before it were closed.
+            (_, Some((length, hash, _))) if !segment.closed() && *length != segment.length || *hash != segment.chain.as_str() => {
                 self.findings.push(Finding::Changed { path });
             }
+            (Rest::Torn(bytes), None) if !lives => self.findings.push(Finding::Torn { path, bytes: *bytes }),
             _ => {}
         }
         if let Some((_, _, cut)) = recovery.filter(|(_, _, cut)| *cut > 0) {
             let since = segment.entries.last().map_or(0, |entry| entry.at);
             self.unproved.push(Unproved { instance: segment.instance, cut: *cut, since });
         }
-        for generation in open_generations(segment) {
+        for generation in open_generations(std::slice::from_ref(segment)) {
             if all.get(&generation).is_some_and(|life| life.ended) {
                 continue;
             }
@@ -250,5 +266,145 @@ impl Ended {
             Self::Reverted => "reverted",
             Self::Quarantined => "quarantined",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        id::Id,
+        ledger::record::{Chain, Entry},
+        tier::Tier,
+    };
+
+    /// A ledger of one segment with these events.
+    struct Planted {
+        dir: tempfile::TempDir,
+        instance: InstanceId,
+        lines: Vec<String>,
+    }
+
+    impl Planted {
+        fn new(events: Vec<Event>) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let instance = Id::random();
+            let mut chain = Chain::default();
+            let mut lines = Vec::new();
+            let opened = Event::Opened { instance, boot: "b".to_owned() };
+            for event in std::iter::once(opened).chain(events) {
+                let (line, next) = chain.line(&Entry { at: 1, event });
+                lines.push(line);
+                chain = next;
+            }
+            let planted = Self { dir, instance, lines };
+            planted.write(&planted.lines.concat());
+            planted
+        }
+
+        fn path(&self) -> PathBuf {
+            directory(self.dir.path()).join(format!("{}-000000.log", self.instance))
+        }
+
+        fn write(&self, text: &str) {
+            fs::create_dir_all(directory(self.dir.path())).unwrap();
+            fs::write(self.path(), text).unwrap();
+        }
+
+        fn findings(&self, lives: bool) -> Vec<Finding> {
+            check(self.dir.path(), |_| lives).unwrap().findings
+        }
+    }
+
+    fn clean(generation: Id) -> Event {
+        Event::Clean { generation, tier: Tier::Chroot, image: "minimal@sha256:0".to_owned() }
+    }
+
+    fn consumed(generation: Id, job: &str) -> Event {
+        Event::Consumed { generation, job: JobRef { id: job.to_owned(), tenant: "t".to_owned(), attempt: 1 } }
+    }
+
+    fn ended(generation: Id) -> Event {
+        Event::Ended { generation, how: Ended::Destroyed }
+    }
+
+    fn whole_life(generation: Id, job: &str) -> Vec<Event> {
+        vec![clean(generation), consumed(generation, job), ended(generation)]
+    }
+
+    #[test]
+    fn whole_lives_pass_and_are_counted() {
+        let mut events = whole_life(Id::random(), "a");
+        events.extend(whole_life(Id::random(), "b"));
+        events.extend([clean(Id::random())].into_iter().flat_map(|event| {
+            let Event::Clean { generation, .. } = event else { unreachable!() };
+            vec![event, ended(generation)]
+        }));
+        events.push(Event::Closed);
+        let planted = Planted::new(events);
+        let audit = check(planted.dir.path(), |_| false).unwrap();
+        assert!(audit.passed(), "{audit:?}");
+        assert_eq!((audit.generations, audit.consumed, audit.ended), (3, 2, 3));
+    }
+
+    #[test]
+    fn a_generation_that_is_used_twice_is_found() {
+        let generation = Id::random();
+        let planted =
+            Planted::new(vec![clean(generation), consumed(generation, "a"), consumed(generation, "b"), ended(generation)]);
+        assert!(matches!(&planted.findings(false)[..], [Finding::UsedTwice { jobs, .. }] if jobs.len() == 2));
+    }
+
+    #[test]
+    fn a_generation_that_is_used_after_its_end_is_found() {
+        let generation = Id::random();
+        let planted = Planted::new(vec![clean(generation), ended(generation), consumed(generation, "a")]);
+        assert!(planted.findings(true).contains(&Finding::UsedAfterEnd { generation }));
+    }
+
+    #[test]
+    fn a_missing_end_is_found_unless_its_process_lives() {
+        let generation = Id::random();
+        let planted = Planted::new(vec![clean(generation), consumed(generation, "a")]);
+        assert_eq!(planted.findings(true), []);
+        assert_eq!(planted.findings(false), [Finding::NoEnd { generation, instance: planted.instance }]);
+    }
+
+    #[test]
+    fn a_flipped_byte_is_found_wherever_it_is_in_a_closed_segment() {
+        let mut events = whole_life(Id::random(), "a");
+        events.push(Event::Closed);
+        let planted = Planted::new(events);
+        let whole = planted.lines.concat();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone().into_bytes();
+            bytes[at] ^= 0x01;
+            fs::write(planted.path(), &bytes).unwrap();
+            assert!(!planted.findings(false).is_empty(), "byte {at} of {}", whole.len());
+        }
+    }
+
+    #[test]
+    fn a_removed_line_is_found() {
+        let planted = Planted::new(whole_life(Id::random(), "a"));
+        let mut lines = planted.lines.clone();
+        lines.remove(1);
+        planted.write(&lines.concat());
+        assert!(matches!(planted.findings(false)[..], [Finding::Damaged { line: 2, .. }, ..]));
+    }
+
+    #[test]
+    fn the_story_of_a_job_is_its_generations_from_clean_to_end() {
+        let mut events = whole_life(Id::random(), "a");
+        events.extend(whole_life(Id::random(), "b"));
+        let planted = Planted::new(events);
+        let story = story(planted.dir.path(), "b").unwrap();
+        assert!(matches!(story.iter().map(|(_, event)| event).collect::<Vec<_>>()[..], [
+            Event::Clean { .. },
+            Event::Consumed { .. },
+            Event::Ended { .. }
+        ]));
     }
 }

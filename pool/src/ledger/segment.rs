@@ -84,11 +84,11 @@ impl Segment {
     }
 }
 
-pub(super) fn segment_path(directory: &Path, instance: InstanceId) -> PathBuf {
-    directory.join(format!("{instance}.log"))
+pub(super) fn segment_path(directory: &Path, instance: InstanceId, serial: u32) -> PathBuf {
+    directory.join(format!("{instance}-{serial:06}.log"))
 }
 
-/// Every segment of a node, oldest name first; files of other names are not ours.
+/// Every segment of a node, each process's in their order; files of other names are not ours.
 pub(super) fn segments(directory: &Path) -> io::Result<Vec<(InstanceId, PathBuf)>> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -98,7 +98,7 @@ pub(super) fn segments(directory: &Path) -> io::Result<Vec<(InstanceId, PathBuf)
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
-        if let Some(instance) = name.and_then(|name| name.parse().ok()) {
+        if let Some(instance) = name.and_then(|name| name.split_once('-')).and_then(|(name, _)| name.parse().ok()) {
             found.push((instance, path));
         }
     }

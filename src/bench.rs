@@ -1,0 +1,104 @@
+//! `mayfly bench`: what a sandbox costs on this host, each figure with its boundary.
+
+mod measure;
+mod peers;
+mod report;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use pool::{PoolConfig, Tier};
+use tokio::runtime::Builder;
+use worker::{ErrorReport, causes};
+
+use self::{measure::Bench, report::Report};
+use crate::{cli::Places, complaint::complain, exit};
+
+/// Measures what a sandbox costs here: floor, warm, cold, clean, sustained, a burst, idle memory.
+///
+/// Figures of a shared machine are noise by themselves: compare medians of one run with each other.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The tier to measure.
+    #[arg(long, default_value = "chroot", value_name = "TIER")]
+    tier: Tier,
+    /// The image to measure with.
+    #[arg(long, default_value = "minimal")]
+    image: String,
+    /// How often each latency is measured.
+    #[arg(long, default_value_t = 200, value_name = "NUMBER")]
+    times: usize,
+    /// Wait this long before each measurement: an idle kernel answers later than a busy one.
+    #[arg(long, default_value = "0ms", value_parser = gap, value_name = "TIME")]
+    gap: Duration,
+    /// How long the sustained load lasts.
+    #[arg(long, default_value = "5s", value_parser = gap, value_name = "TIME")]
+    sustained: Duration,
+    /// Run what people use today beside it, where it is installed.
+    #[arg(long)]
+    against: bool,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn gap(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write something like 100ms or 5s"))
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &BenchArgs, places: &Places) -> ExitCode {
+    let config = PoolConfig {
+        data_dir: places.data_dir.clone(),
+        run_dir: places.run_dir.clone(),
+        spawner: PathBuf::from("/proc/self/exe"),
+        settings: pool::Settings::default(),
+    };
+    let measured = Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(measure_all(args, config)));
+    match measured {
+        Ok(report) => match report.print(args.json, &mut io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "mayfly: cannot write to standard output: {error}");
+                exit::MAYFLY.into()
+            }
+        },
+        Err(error) => {
+            complain(&ErrorReport::new("bench", error, "`mayfly doctor` looks at this host"));
+            exit::MAYFLY.into()
+        }
+    }
+}
+
+async fn measure_all(args: &BenchArgs, config: PoolConfig) -> Result<Report, String> {
+    let bench = Bench::new(config, args.tier, &args.image, args.times, args.gap)?;
+    let mut report = Report::new(args.tier, &args.image, args.times, args.gap);
+    let rootfs = bench.rootfs().map_err(|error| causes(&error))?;
+    report.add(peers::floor(&rootfs, args.times, args.gap)?);
+    for row in bench.latencies().await? {
+        report.add(row);
+    }
+    report.add(bench.burst(100).await?);
+    for row in bench.step().await? {
+        report.add(row);
+    }
+    report.add(bench.sustained(args.sustained).await?);
+    for row in bench.idle_memory(20).await? {
+        report.add(row);
+    }
+    if args.against {
+        for row in peers::installed(&rootfs, args.times) {
+            report.add(row);
+        }
+    }
+    Ok(report)
+}
