@@ -165,11 +165,20 @@ impl Cgroup {
 
     /// The host's pids of the job's processes.
     pub(crate) fn job_pids(&self) -> Vec<i32> {
-        let directory = match &self.hierarchy {
-            Hierarchy::V1(v1) => v1.pids_root().join(&self.name),
-            Hierarchy::V2(v2) => v2.root().join(&self.name),
+        self.pids("job")
+    }
+
+    /// The host's pids in the agent's leaf: the agent's, and no other's.
+    pub(crate) fn agent_pids(&self) -> Vec<i32> {
+        self.pids("agent")
+    }
+
+    fn pids(&self, leaf: &str) -> Vec<i32> {
+        let root = match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.pids_root(),
+            Hierarchy::V2(v2) => v2.root(),
         };
-        read_pids(&directory.join("job/cgroup.procs"))
+        read_pids(&root.join(&self.name).join(leaf).join("cgroup.procs"))
     }
 
     /// Removes the cgroups. All processes must be gone.

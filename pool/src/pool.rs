@@ -67,7 +67,7 @@ pub struct Pool {
 pub(crate) type PoolSlot = Slot<Arc<Tiers>>;
 
 /// How one kind of sandbox stands.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KindStatus {
     /// Its isolation.
     pub tier: Tier,

@@ -21,6 +21,9 @@ use worker::{Assignment, Company, Discard, Job, JobResult, Outcome, Worker, caus
 
 use super::report::{Figure, Row};
 
+/// How long the pool may take to be full before something must be wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What is measured, and how often.
 pub(super) struct Bench {
     config: PoolConfig,
@@ -61,13 +64,13 @@ impl Bench {
         let worker = self.worker(Settings { idle_count: 1, max_instances: 1, ..Settings::default() }).await?;
         self.prime(&worker, 1)?;
         let (mut warm, mut clean) = (Vec::new(), Vec::new());
-        wait_for_ready(worker.pool(), 1).await;
+        wait_for_ready(worker.pool(), 1).await?;
         for _ in 0..self.times {
             sleep(self.gap).await;
             let asked = Instant::now();
             let (result, first) = work(&worker, &self.job).await?;
             let ended = asked.elapsed() - Duration::from_micros(result.phases.clean_us);
-            wait_for_ready(worker.pool(), 1).await;
+            wait_for_ready(worker.pool(), 1).await?;
             clean.push(asked.elapsed() - ended);
             warm.push(first.duration_since(asked));
         }
@@ -94,7 +97,7 @@ impl Bench {
     pub(super) async fn burst(&self, size: usize) -> Result<Row, String> {
         let worker = self.worker(Settings { idle_count: size, max_instances: 2 * size, ..Settings::default() }).await?;
         self.prime(&worker, size)?;
-        wait_for_ready(worker.pool(), size).await;
+        wait_for_ready(worker.pool(), size).await?;
         worker.pool().expect(&self.job.want, size).map_err(|error| causes(&error))?;
         let worker = Arc::new(worker);
         let mut jobs = JoinSet::new();
@@ -118,7 +121,7 @@ impl Bench {
         const FAST: Duration = Duration::from_millis(10);
         let worker = Arc::new(self.worker(Settings { idle_count: 1, ..Settings::default() }).await?);
         self.prime(&worker, usize::MAX)?;
-        wait_for_ready(worker.pool(), 1).await;
+        wait_for_ready(worker.pool(), 1).await?;
         let mut jobs = JoinSet::new();
         for (every, count) in [(SLOW, 20), (FAST, 200)] {
             let mut tick = tokio::time::interval(every);
@@ -187,7 +190,7 @@ impl Bench {
     pub(super) async fn idle_memory(&self, count: usize) -> Result<Vec<Row>, String> {
         let worker = self.worker(Settings { idle_count: count, ..Settings::default() }).await?;
         self.prime(&worker, count)?;
-        wait_for_ready(worker.pool(), count).await;
+        wait_for_ready(worker.pool(), count).await?;
         let pids = worker.pool().sandbox_pids();
         let total: u64 = pids.iter().map(|pid| pss(*pid)).sum();
         worker.into_pool().close().await;
@@ -210,10 +213,15 @@ async fn close(worker: Arc<Worker>) {
     }
 }
 
-async fn wait_for_ready(pool: &Pool, count: usize) {
+async fn wait_for_ready(pool: &Pool, count: usize) -> Result<(), String> {
+    let began = Instant::now();
     while pool.status().iter().map(|kind| kind.ready).sum::<usize>() < count {
+        if began.elapsed() > PATIENCE {
+            return Err(format!("no {count} sandboxes were clean after {PATIENCE:?}; MAYFLY_LOG=warn says why"));
+        }
         sleep(Duration::from_micros(200)).await;
     }
+    Ok(())
 }
 
 /// One job, and when the first byte of its stdout came.

@@ -47,10 +47,17 @@ impl Canceller {
 }
 
 impl Cancelled {
+    /// Waits until the job is asked to end. Never returns if nobody can ask any more. Cancel safe.
+    pub async fn asked(&mut self) {
+        self.beyond(Urgency::None).await;
+    }
+
     /// Waits until more is asked for than `known`. Never returns if nobody can ask any more. Cancel safe.
     pub(crate) async fn beyond(&mut self, known: Urgency) -> Urgency {
-        match self.0.wait_for(|now| *now > known).await {
-            Ok(now) => *now,
+        // Copied out at once: the guard must not be held across the next wait, or no job could change threads.
+        let heard = self.0.wait_for(|now| *now > known).await.map(|now| *now);
+        match heard {
+            Ok(urgency) => urgency,
             Err(_) => std::future::pending().await,
         }
     }

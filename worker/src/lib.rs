@@ -9,6 +9,8 @@ mod cancel;
 mod collect;
 mod job;
 mod output;
+#[cfg(test)]
+mod peer;
 mod report;
 mod result;
 mod run;
@@ -25,7 +27,7 @@ pub use collect::{Arrival, ArtifactSink, Caps, Discard, literal_root};
 pub use job::{Class, File, FileContent, Job, JobLimits, Trust};
 pub use output::Live;
 pub use result::{
-    Artifact, ErrorReport, JobResult, ObservedBy, Outcome, Phases, SkippedArtifact, Text, UsageReport,
+    Artifact, ErrorReport, JobResult, ObservedBy, Outcome, Phases, SkippedArtifact, Text, UsageReport, causes,
 };
 pub use units::Size;
 pub use worker::{Company, Settings, Worker};

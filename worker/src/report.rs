@@ -1,14 +1,12 @@
 //! Writes a job's result while its story goes on.
 
-use std::error::Error;
-
 use images::StoreError;
 use pool::{CheckoutError, Lease, Usage};
 
 use crate::{
     assignment::Assignment,
     collect::Collected,
-    result::{ErrorReport, JobResult, Outcome, Phases, UsageReport},
+    result::{ErrorReport, JobResult, Outcome, Phases, UsageReport, causes},
     run::{Ended, Stop},
     stage::{StageError, hint},
     verdict::{Facts, cancelled, sandbox_lost},
@@ -162,16 +160,4 @@ impl<'a> Report<'a> {
 
 fn store_hint(error: &StoreError) -> String {
     error.hint().unwrap_or_else(|| "`mayfly image ls` shows the images that are there".to_owned())
-}
-
-/// An error and what is behind it, in one line.
-fn causes(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }

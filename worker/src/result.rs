@@ -2,6 +2,8 @@
 //!
 //! Each fact is the host's unless its documentation calls it the sandbox's word.
 
+use std::error::Error;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use pool::{Source, Tier};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -224,6 +226,19 @@ impl ErrorReport {
     pub fn new(what: impl Into<String>, why: impl Into<String>, what_to_do: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.into(), what_to_do: what_to_do.into() }
     }
+}
+
+/// An error and everything behind it, in one line: the `why` of a report.
+#[must_use]
+pub fn causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
 }
 
 impl JobResult {

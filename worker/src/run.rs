@@ -53,7 +53,8 @@ impl Orders {
             cwd: job.workdir.as_ref().unwrap_or(&image.workdir).clone().into_bytes(),
             rlimits: vec![
                 (Rlimit::Nofile, limits.open_files),
-                (Rlimit::Fsize, limits.disk),
+                // Above the disk, so that a full disk is ENOSPC and not SIGXFSZ; a bound on sparse files all the same.
+                (Rlimit::Fsize, limits.memory),
                 (Rlimit::Nproc, u64::from(limits.pids)),
                 // A core dump would be one more file on the job's disk, and its pattern is the host's.
                 (Rlimit::Core, 0),
@@ -344,3 +345,6 @@ async fn read_some(source: Option<&mut Reader>, chunk: &mut [u8]) -> std::io::Re
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,6 @@ pub(crate) fn hint(error: FileError) -> &'static str {
         _ => "name an absolute path below /job or /tmp",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! cancellation or an out-of-memory kill into something else.
 
 use agent::message::{Ending, Exit, NotStarted};
+use bytesize::ByteSize;
 use pool::{Limits, Usage};
 
 use crate::{
@@ -84,7 +85,7 @@ impl Facts<'_> {
     fn output_limit(&self) -> ErrorReport {
         ErrorReport::new(
             "the job was killed at its output limit",
-            format!("it wrote more than {} bytes to stdout and stderr", self.output_limit),
+            format!("it wrote more than {} to stdout and stderr", ByteSize(self.output_limit)),
             "write less or to a file kept as an artifact, or raise the limit (limits.output, or --output)",
         )
     }
@@ -93,8 +94,9 @@ impl Facts<'_> {
         ErrorReport::new(
             "the job was killed for memory",
             format!(
-                "it reached its limit of {} bytes, files in the sandbox included; the kernel killed {} of its processes",
-                self.limits.memory, self.usage.oom_kills
+                "it reached its limit of {}, files in the sandbox included; the kernel killed {} of its processes",
+                ByteSize(self.limits.memory),
+                self.usage.oom_kills
             ),
             "raise the limit (limits.memory, or --memory), or let it hold less",
         )

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use agent::message::{Armed, Fault, Hello, Identity, NotStarted};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::{Mode, umask};
@@ -109,14 +110,16 @@ pub(crate) fn fork(hello: &Hello, cgroups: &JobCgroups) -> Result<ArmedProcess, 
     }
     let agent = getpid();
     let child = sys::fork_into(cgroups.directory.as_ref().map(AsFd::as_fd)).at("fork the job's process")?;
-    let Some(pid) = child else { child_main(hello, &cgroups.tasks, &theirs, agent) };
+    let Some(pid) = child else { child_main(hello, cgroups, &theirs, agent) };
+    // After the fork: from within a namespace rooted at its own leaf the agent could not reach the job's.
+    cgroups.hide_the_rest()?;
     Ok(ArmedProcess { pid, orders, report, stdin, stdout, stderr })
 }
 
 /// The child's whole life before the job. Never returns, so nothing that the agent owns is dropped here.
-fn child_main(hello: &Hello, tasks: &[OwnedFd], ends: &ChildEnds, agent: Pid) -> ! {
+fn child_main(hello: &Hello, cgroups: &JobCgroups, ends: &ChildEnds, agent: Pid) -> ! {
     // 1. The cgroups, so that all that follows is charged to the job.
-    let joined = join(tasks);
+    let joined = join(&cgroups.tasks).and_then(|()| cgroups.hide_the_rest());
     // 2. The descriptors. Before this there is nowhere to report to; without it, the silence is the report.
     if lay_out(ends).is_err() {
         sys::exit_now(1);
@@ -129,6 +132,17 @@ fn child_main(hello: &Hello, tasks: &[OwnedFd], ends: &ChildEnds, agent: Pid) ->
         }
     }
     exec::obey()
+}
+
+impl JobCgroups {
+    /// Makes the present cgroups the only ones that this process can see the names of.
+    fn hide_the_rest(&self) -> Result<(), Failure> {
+        // Without cgroups of its own the tier has seen to that, and the right to do it may be gone.
+        if self.tasks.is_empty() && self.directory.is_none() {
+            return Ok(());
+        }
+        unshare(CloneFlags::CLONE_NEWCGROUP).at("unshare the cgroup namespace")
+    }
 }
 
 /// A process that attaches itself pays 0.03 ms; one that is attached by another waits up to 14 ms on an idle host.

@@ -43,6 +43,9 @@ pub(crate) fn place(fd: RawFd, target: RawFd, close_on_exec: bool) -> Result<(),
     Errno::result(unsafe { libc::dup3(fd, target, flags) }).map(drop)
 }
 
+/// From `linux/sched.h`. The libc crate's constant is a `c_int`, in which this bit does not fit: it is 0 there.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Forks this single-threaded process, into a cgroup (v2) if one is given. `None` in the child.
 pub(crate) fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>, Errno> {
     let Some(cgroup) = cgroup else {
@@ -51,7 +54,7 @@ pub(crate) fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>, E
     };
     // SAFETY: all zeroes is a valid `clone_args`.
     let mut args: libc::clone_args = unsafe { mem::zeroed() };
-    args.flags = libc::CLONE_INTO_CGROUP as u64;
+    args.flags = CLONE_INTO_CGROUP;
     args.exit_signal = libc::SIGCHLD as u64;
     args.cgroup = cgroup.as_raw_fd() as u64;
     // SAFETY: without CLONE_VM this is a fork; `args` outlives the call and its size is said.

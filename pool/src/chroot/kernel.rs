@@ -7,6 +7,9 @@ use std::{
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
+/// From `linux/sched.h`. The libc crate's constant is a `c_int`, in which this bit does not fit: it is 0 there.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// What `clone3` gave back.
 #[derive(Debug)]
 pub(super) enum Cloned {
@@ -33,7 +36,7 @@ pub(super) fn clone_into(namespaces: u64, cgroup: Option<impl AsFd>) -> io::Resu
         cgroup: 0,
     };
     if let Some(cgroup) = &cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_fd().as_raw_fd() as u64;
     }
     // SAFETY: `args` is whole and lives across the call. Without CLONE_VM the child has its own copy of all

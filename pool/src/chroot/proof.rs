@@ -6,8 +6,12 @@ use agent::message::Identity;
 
 use super::sandbox::Sandbox;
 
-/// Checks the one process in the job's cgroup against the kernel's own record of it, see proc(5).
+/// Checks that agent and job are alone in their cgroups, and the job's process against the kernel's own record of it, see proc(5).
 pub(super) fn check_confined(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
+    let agents = sandbox.cgroup().agent_pids().len();
+    if agents != 1 {
+        return Err(format!("{agents} processes in the agent's cgroup, not one"));
+    }
     let pids = sandbox.cgroup().job_pids();
     let [pid] = pids[..] else {
         return Err(format!("{} processes in the job's cgroup, not one", pids.len()));

@@ -1,9 +1,9 @@
-//! The pool's side of the spawner: starts it, asks it for sandboxes, ends it.
+//! The pool's side of the spawner: starts it, asks it for sandboxes, ends it, and starts another if it dies.
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     process::Stdio,
 };
 
@@ -21,23 +21,62 @@ use super::{
 };
 use crate::watch::watch;
 
-/// A running spawner.
+/// A spawner at work.
 #[derive(Debug)]
 pub(super) struct Spawner {
+    program: PathBuf,
     /// One question at a time: answers come in order and carry no name.
-    socket: Mutex<Socket>,
-    process: Child,
+    running: Mutex<Running>,
 }
 
 #[derive(Debug)]
-struct Socket {
-    fd: AsyncFd<OwnedFd>,
+struct Running {
+    process: Child,
+    socket: AsyncFd<OwnedFd>,
     /// Questions whose asker went away before the answer. Their answers come first.
     owed: usize,
 }
 
 impl Spawner {
     pub(super) fn start(program: &Path) -> io::Result<Self> {
+        Ok(Self { program: program.to_owned(), running: Mutex::new(Running::start(program)?) })
+    }
+
+    /// Has one sandbox cloned and gives its first process.
+    pub(super) async fn spawn(&self, plan: &Plan, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, MakeError> {
+        let bytes = postcard::to_stdvec(plan).map_err(|error| MakeError::Spawner(io::Error::other(error)))?;
+        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut running = self.running.lock().await;
+        let answer = match running.ask(&bytes, &fds).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // Its sandboxes died with it, and the pool must not: this one fails, the next has a new spawner.
+                tracing::error!(%error, "the process that clones sandboxes failed; starting another");
+                *running = Running::start(&self.program).map_err(MakeError::Spawner)?;
+                return Err(MakeError::Spawner(error));
+            }
+        };
+        match answer {
+            (Answer::Spawned, Some(pidfd)) => Ok(pidfd),
+            (Answer::Spawned, None) => Err(MakeError::Spawner(io::ErrorKind::InvalidData.into())),
+            (Answer::Failed { step, errno }, _) => {
+                Err(MakeError::Step { step, error: io::Error::from_raw_os_error(errno) })
+            }
+        }
+    }
+
+    pub(super) async fn stop(self) {
+        let Running { mut process, socket, .. } = self.running.into_inner();
+        // The end of its socket is the spawner's order to go.
+        drop(socket);
+        if let Err(error) = process.wait().await {
+            tracing::warn!(%error, "cannot wait for the spawner's end");
+        }
+    }
+}
+
+impl Running {
+    fn start(program: &Path) -> io::Result<Self> {
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -53,41 +92,18 @@ impl Spawner {
             .stdout(Stdio::null())
             // A Ctrl-C on the terminal is mayfly's to handle; it would take the sandboxes away at once.
             .process_group(0)
+            .kill_on_drop(true)
             .spawn()?;
-        Ok(Self { socket: Mutex::new(Socket { fd: watch(ours, Interest::READABLE | Interest::WRITABLE)?, owed: 0 }), process })
+        Ok(Self { process, socket: watch(ours, Interest::READABLE | Interest::WRITABLE)?, owed: 0 })
     }
 
-    /// Has one sandbox cloned and gives its first process.
-    pub(super) async fn spawn(&self, plan: &Plan, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, MakeError> {
-        let bytes = postcard::to_stdvec(plan).map_err(|error| MakeError::Spawner(io::Error::other(error)))?;
-        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut socket = self.socket.lock().await;
-        match socket.ask(&bytes, &fds).await.map_err(MakeError::Spawner)? {
-            (Answer::Spawned, Some(pidfd)) => Ok(pidfd),
-            (Answer::Spawned, None) => Err(MakeError::Spawner(io::ErrorKind::InvalidData.into())),
-            (Answer::Failed { step, errno }, _) => {
-                Err(MakeError::Step { step, error: io::Error::from_raw_os_error(errno) })
-            }
-        }
-    }
-
-    pub(super) async fn stop(mut self) {
-        // The end of its socket is the spawner's order to go.
-        drop(self.socket);
-        if let Err(error) = self.process.wait().await {
-            tracing::warn!(%error, "cannot wait for the spawner's end");
-        }
-    }
-}
-
-impl Socket {
     async fn ask(&mut self, plan: &[u8], fds: &[i32]) -> io::Result<(Answer, Option<OwnedFd>)> {
         while self.owed > 0 {
             // An abandoned sandbox ends by itself: nobody holds the other end of its stream.
             self.answer().await?;
             self.owed -= 1;
         }
-        self.fd.async_io(Interest::WRITABLE, |socket| send_with_fds(borrow(socket), plan, fds)).await?;
+        self.socket.async_io(Interest::WRITABLE, |socket| send_with_fds(socket.as_fd(), plan, fds)).await?;
         self.owed += 1;
         let answer = self.answer().await?;
         self.owed -= 1;
@@ -96,16 +112,12 @@ impl Socket {
 
     async fn answer(&self) -> io::Result<(Answer, Option<OwnedFd>)> {
         let mut buffer = [0; MAX_PLAN];
-        let (length, fds) =
-            self.fd.async_io(Interest::READABLE, |socket| receive_with_fds(borrow(socket), &mut buffer)).await?;
+        let receive = |socket: &OwnedFd| receive_with_fds(socket.as_fd(), &mut buffer);
+        let (length, fds) = self.socket.async_io(Interest::READABLE, receive).await?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let answer = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
         Ok((answer, fds.into_iter().next()))
     }
-}
-
-fn borrow(socket: &OwnedFd) -> BorrowedFd<'_> {
-    std::os::fd::AsFd::as_fd(socket)
 }

@@ -70,12 +70,11 @@ fn leave() -> ! {
 }
 
 fn run(plan: &Plan, descriptors: Descriptors) -> Result<Infallible, Failed> {
-    // 1. Into the agent's cgroups, before the cgroup namespace takes the present ones for its root.
+    // 1. Into the agent's cgroups. The cgroup namespaces come later, in the agent: each is rooted at its leaf.
     //    Writing "0" moves the writer alone and waits for nobody; a pid written from outside waits ~14 ms.
     for tasks in descriptors.tasks {
         fs::File::from(tasks).write_all(b"0").step("enter the agent's cgroups")?;
     }
-    unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")?;
 
     // 2. What only the host's user 0 may touch: /proc/self, which a change of ids takes away, and the run
     //    directory, which is closed to everybody else.

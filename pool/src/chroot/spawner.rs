@@ -99,7 +99,7 @@ fn spawn(plan: &Plan, mut fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Result<
     }
 }
 
-/// Does for the child what only the host's root may: its id maps, and its id-mapped view of image and devices.
+/// Does for the child what only the host's root may: its id maps, its id-mapped view of the image, the devices.
 fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<(), Failed> {
     let proc = format!("/proc/{pid}");
     let map = format!("0 {} {RANGE}\n", plan.id_base);
@@ -120,7 +120,8 @@ fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) 
     };
     let dev = clone_tree(devices, "").step("open the devices")?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    kernel::set_mount_attributes(&dev, attributes, Some(&userns)).step("map the devices' owners")?;
+    // Not id-mapped: tmpfs allows that since Linux 6.3 only, and nodes that all may use need no owner inside.
+    kernel::set_mount_attributes(&dev, attributes, None::<&OwnedFd>).step("lock the devices")?;
     Trees { root, dev, scratch }.send(child)
 }
 

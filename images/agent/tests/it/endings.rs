@@ -1,8 +1,8 @@
 //! How jobs and agents end.
 
-use agent::message::{Ending, Signal, ToAgent, ToHost};
+use agent::message::{Ending, Hello, Signal, ToAgent, ToHost};
 
-use crate::host::{Host, STDIN, STDOUT, eventually, run, sh, status_of};
+use crate::host::{Host, NOBODIES, STDIN, STDOUT, eventually, hello, run, sh, status_of};
 
 /// Starts a job and waits until it wrote a line.
 fn start(host: &mut Host, script: &str) -> String {
@@ -53,6 +53,16 @@ fn children_of_the_job_end_with_it() {
 }
 
 #[test]
+fn what_a_job_leaves_behind_in_its_group_ends_with_it() {
+    let mut host = Host::ready();
+    // The child holds stdout open, so the end of the stream is its own end.
+    let outcome = host.run(sh("sleep 300 & echo $!; exit 6"));
+    assert_eq!(outcome.code(), 6);
+    let child: u32 = outcome.text().trim().parse().expect("a pid");
+    eventually("the child is gone", || status_of(child, "State").is_none_or(|state| state.starts_with('Z')));
+}
+
+#[test]
 fn the_end_of_the_channel_is_the_end_of_the_job() {
     let mut host = Host::ready();
     let job: u32 = start(&mut host, "echo $$; exec sleep 300").trim().parse().expect("a pid");
@@ -66,6 +76,22 @@ fn an_agent_that_is_killed_takes_its_job_along() {
     let job: u32 = start(&mut host, "echo $$; exec sleep 300").trim().parse().expect("a pid");
     host.agent.kill().expect("killed");
     eventually("the job is gone", || status_of(job, "State").is_none());
+}
+
+#[test]
+fn an_agent_does_not_outlive_its_parent() {
+    // A shell between host and agent, so that the parent can go while the channel stays.
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "exec 9<&0; \"$0\" <&9 & wait", env!("CARGO_BIN_EXE_mayfly-agent")]);
+    let mut host = Host::spawn_as(command);
+    // With a change of user on the way, which forgets who the parent's death concerns.
+    let ready = host.greet(Hello { identity: Some(NOBODIES), ..hello() });
+    let agent: u32 = status_of(ready.job.pid, "PPid").expect("a parent").parse().expect("a pid");
+    assert_ne!(agent, host.agent.id());
+    host.agent.kill().expect("killed");
+    for pid in [agent, ready.job.pid] {
+        eventually("both are gone", || status_of(pid, "State").is_none_or(|state| state.starts_with('Z')));
+    }
 }
 
 #[test]

@@ -20,6 +20,13 @@ pub(crate) const STDERR: StreamId = 3;
 /// The stream of single file requests.
 const FILES: StreamId = 100;
 
+/// No job here writes more to one stream.
+const MAX_OUTPUT: usize = 256 * 1024 * 1024;
+
+/// What a `Get` asks for, and what this host keeps of it whatever the agent does: an agent that hands out
+/// `/proc/kcore` shall fail a test, and not take the machine's memory.
+const MAX_GIVEN: u64 = 64 * 1024 * 1024;
+
 const NONCE: [u8; 32] = [7; 32];
 
 /// The other end of an agent. Dropping it closes the channel and waits for the agent.
@@ -83,7 +90,7 @@ pub(crate) fn sh(script: &str) -> Run {
 
 pub(crate) fn get(patterns: &[&str]) -> Get {
     let patterns = patterns.iter().map(ToString::to_string).collect();
-    Get { patterns, max_files: 10_000, max_bytes: 1 << 40, max_visited: 100_000 }
+    Get { patterns, max_files: 10_000, max_bytes: MAX_GIVEN, max_visited: 100_000 }
 }
 
 impl Host {
@@ -133,6 +140,13 @@ impl Host {
 
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
         self.socket.as_mut().expect("open").write_all(bytes).expect("the agent takes bytes");
+    }
+
+    /// Whether the agent takes `bytes` within a second. The conversation is not to be used after a no.
+    pub(crate) fn takes(&mut self, bytes: &[u8]) -> bool {
+        let socket = self.socket.as_mut().expect("open");
+        socket.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+        socket.write_all(bytes).is_ok()
     }
 
     /// The next frame, or `None` at the end of the channel.
@@ -196,6 +210,7 @@ impl Host {
                 ToHost::Data(bytes) => {
                     let (all, window, ended) = outputs.get_mut(&stream).expect("an output stream");
                     assert!(!*ended, "data after the end");
+                    assert!(all.len() <= MAX_OUTPUT, "more output than any job here writes");
                     window.receive(bytes.len()).expect("within the credit");
                     all.extend_from_slice(&bytes);
                     if let Some(grant) = window.release(bytes.len()) {
@@ -251,6 +266,7 @@ impl Host {
         self.send(FILES, ToAgent::Get(get));
         let mut window = ReceiveWindow::default();
         let mut given = Given::default();
+        let mut kept = 0;
         loop {
             let Frame { stream, message } = self.receive();
             assert_eq!(stream, FILES);
@@ -260,6 +276,8 @@ impl Host {
                 }
                 ToHost::Data(bytes) => {
                     window.receive(bytes.len()).expect("within the credit");
+                    kept += bytes.len() as u64;
+                    assert!(kept <= MAX_GIVEN, "the agent gives more than was asked for");
                     given.files.last_mut().expect("an entry").1.extend_from_slice(&bytes);
                     if let Some(grant) = window.release(bytes.len()) {
                         self.send(FILES, ToAgent::Credit(grant));

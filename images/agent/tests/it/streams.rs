@@ -82,6 +82,17 @@ fn output_that_the_host_refuses_ends_the_writer() {
 }
 
 #[test]
+fn a_host_that_asks_and_never_listens_is_made_to_wait() {
+    let mut host = Host::ready();
+    let put = ToAgent::Put(agent::message::Put { path: b"relative".to_vec(), mode: 0 });
+    let mut request = agent::codec::Frame { stream: 9, message: put }.encode().expect("a frame");
+    agent::codec::Frame { stream: 9, message: ToAgent::End }.encode_into(&mut request).expect("a frame");
+    let requests = request.repeat(1000);
+    // Its answers would fill the agent's memory, if it went on reading.
+    assert!((0..2000).any(|_| !host.takes(&requests)), "the agent took {} bytes", 2000 * requests.len());
+}
+
+#[test]
 fn data_on_a_stream_that_takes_none_is_a_fault() {
     let mut host = Host::ready();
     host.send(STDERR, ToAgent::Data(vec![1]));
