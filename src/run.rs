@@ -214,7 +214,7 @@ async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
         spawner: PathBuf::from("/proc/self/exe"),
         settings: pool::Settings::default(),
     };
-    let pool = match Pool::open(&config).await {
+    let pool = match Pool::open(&config) {
         Ok(pool) => pool,
         Err(error) => return Ran::not_at_all(Outcome::InfraError, no_pool(&error)),
     };

@@ -48,7 +48,9 @@ pub(crate) struct Cgroup {
 #[derive(Debug, Error)]
 pub enum CgroupError {
     /// No usable controllers.
-    #[error("no cgroup controller \"{0}\" on this host: mount cgroup v2, or v1 with memory, pids, cpu, cpuacct and devices")]
+    #[error(
+        "no cgroup controller \"{0}\" on this host: mount cgroup v2, or v1 with memory, pids, cpu, cpuacct and devices"
+    )]
     Missing(&'static str),
     /// The mount table could not be read.
     #[error("cannot read /proc/self/mountinfo")]
@@ -89,7 +91,8 @@ impl Hierarchy {
     pub(crate) fn find() -> Result<Self, CgroupError> {
         let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
         let mounts = mounts(&table);
-        let v2 = mounts.iter().find(|(kind, _, _)| *kind == "cgroup2").map(|(_, point, _)| PathBuf::from(point));
+        let v2 =
+            mounts.iter().find(|(kind, _, _)| *kind == "cgroup2").map(|(_, point, _)| PathBuf::from(point));
         if let Some(hierarchy) = v2.and_then(v2::Hierarchy::with_controllers) {
             return Ok(Self::V2(hierarchy));
         }
@@ -122,7 +125,12 @@ impl Cgroup {
     /// Makes the cgroups with all limits in place. What was made before a failure is removed.
     ///
     /// `agent_uid` is the host's uid of the sandbox's root, who must be able to enter the job's leaf on v2.
-    pub(crate) fn make(hierarchy: &Hierarchy, name: PathBuf, limits: &Limits, agent_uid: u32) -> Result<Self, CgroupError> {
+    pub(crate) fn make(
+        hierarchy: &Hierarchy,
+        name: PathBuf,
+        limits: &Limits,
+        agent_uid: u32,
+    ) -> Result<Self, CgroupError> {
         let cgroup = Self { hierarchy: hierarchy.clone(), name };
         let made = match hierarchy {
             Hierarchy::V1(v1) => v1.make(&cgroup.name, limits),
@@ -206,7 +214,11 @@ fn make_dir(path: &Path) -> Result<(), CgroupError> {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|error| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), error })
+    fs::write(path, value).map_err(|error| CgroupError::Write {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        error,
+    })
 }
 
 fn open(path: &Path, options: &fs::OpenOptions) -> Result<OwnedFd, CgroupError> {

@@ -59,7 +59,13 @@ struct Inner {
 
 impl Instance {
     pub(crate) fn register(run_dir: &Path, node: &Path) -> Result<Self, InstanceError> {
-        for directory in [run_dir.to_owned(), instances(run_dir), uids(run_dir), run_dir.join("root"), run_dir.join("disk")] {
+        for directory in [
+            run_dir.to_owned(),
+            instances(run_dir),
+            uids(run_dir),
+            run_dir.join("root"),
+            run_dir.join("disk"),
+        ] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
             made.map_err(|error| InstanceError { path: directory, error })?;
         }
@@ -117,7 +123,8 @@ fn lay_out(directory: &Path, node: &Path) -> io::Result<(Flock<File>, String)> {
     let owner = Owner { node: node.to_owned(), pid: std::process::id(), boot: boot.clone() };
     fs::write(directory.join("owner"), serde_json::to_vec(&owner)?)?;
     let lock = File::create(directory.join("lock"))?;
-    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io::Error::from(errno))?;
+    let lock =
+        Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io::Error::from(errno))?;
     Ok((lock, boot))
 }
 

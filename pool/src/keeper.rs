@@ -171,20 +171,20 @@ impl<M: Maker> Keeper<M> {
     /// A clean sandbox: one that waits, or one made for this job, in the order of asking.
     pub(crate) async fn take(&self, kind: &M::Kind) -> Result<Taken<M>, Refused<M::Error>> {
         let (taken, unfit) = {
-            let mut shelves = self.core.lock();
-            let shelf = shelves.entry(kind.clone()).or_insert_with(Shelf::new);
+            let mut all = self.core.lock();
+            let shelf = all.entry(kind.clone()).or_insert_with(Shelf::new);
             shelf.demand.asked(Instant::now());
             // Who came first waits first, even if one has just become ready.
-            let (taken, unfit) =
-                if shelf.waiting() == 0 { shelf.take(|clean| self.core.maker.is_fit(clean)) } else { (None, vec![]) };
-            let taken = match taken {
-                Some(clean) => Ok(clean),
-                None => {
-                    let (waiter, told) = oneshot::channel();
-                    shelf.wait(waiter);
-                    Err(told)
-                }
+            let (taken, unfit) = if shelf.waiting() == 0 {
+                shelf.take(|clean| self.core.maker.is_fit(clean))
+            } else {
+                (None, vec![])
             };
+            let taken = taken.ok_or_else(|| {
+                let (waiter, told) = oneshot::channel();
+                shelf.wait(waiter);
+                told
+            });
             (taken, unfit)
         };
         self.core.changed.notify_one();
@@ -250,8 +250,8 @@ impl<M: Maker> Core<M> {
         let mut took = took;
         loop {
             let outcome = {
-                let mut shelves = self.lock();
-                let shelf = shelves.entry(kind.clone()).or_insert_with(Shelf::new);
+                let mut all = self.lock();
+                let shelf = all.entry(kind.clone()).or_insert_with(Shelf::new);
                 match took.take() {
                     Some(took) => shelf.made(clean, Instant::now(), took),
                     None => shelf.shelve(clean, Instant::now()),
@@ -301,7 +301,8 @@ impl<M: Maker> Core<M> {
                 let keep = if target > idle_count { target * 2 } else { target };
                 discarded.extend(shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean)));
             }
-            shelves.retain(|_, shelf| !shelf.is_idle() || shelf.demand.target(now, idle_count, idle_time) > 0);
+            shelves
+                .retain(|_, shelf| !shelf.is_idle() || shelf.demand.target(now, idle_count, idle_time) > 0);
 
             let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
             let places = self.maker.making_now(making_at_once);

@@ -25,12 +25,12 @@ use std::{
 
 use thiserror::Error;
 
+pub(crate) use self::recover::recover;
+use self::writer::Writer;
 pub use self::{
     audit::{Audit, Finding, Story, Unproved, audit, story},
     record::{Ended, Event, JobRef},
 };
-pub(crate) use self::recover::recover;
-use self::writer::Writer;
 use crate::instance::Instance;
 
 /// How long a record may wait for others before it is made durable together with them.
@@ -64,7 +64,9 @@ pub enum LedgerError {
         error: io::Error,
     },
     /// A segment is damaged where no crash can have damaged it.
-    #[error("the ledger is damaged: {path}, line {line}: {what}; `mayfly audit verify` shows all, move the file away to go on")]
+    #[error(
+        "the ledger is damaged: {path}, line {line}: {what}; `mayfly audit verify` shows all, move the file away to go on"
+    )]
     Damaged {
         /// The segment.
         path: PathBuf,
@@ -100,12 +102,14 @@ impl Ledger {
     pub(crate) fn open(data_dir: &Path, instance: &Instance) -> Result<Self, LedgerError> {
         let directory = directory(data_dir);
         let failed = |error| LedgerError::from_write(directory.clone(), error);
-        let writer = Writer::open(directory.clone(), instance.id(), instance.boot().to_owned()).map_err(failed)?;
+        let writer =
+            Writer::open(directory.clone(), instance.id(), instance.boot().to_owned()).map_err(failed)?;
         let state = State { writer, dirty: true, closing: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         let flushed = Arc::clone(&shared);
-        let flusher = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || flushed.flush_in_groups());
-        Ok(Self { shared, flusher: Some(flusher.map_err(failed)?) })
+        let thread =
+            std::thread::Builder::new().name("ledger".to_owned()).spawn(move || flushed.flush_in_groups());
+        Ok(Self { shared, flusher: Some(thread.map_err(failed)?) })
     }
 
     /// Hands a record to the kernel. When this returns, `kill -9` cannot lose it.

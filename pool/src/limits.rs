@@ -30,7 +30,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cpu_millis: 1000, memory: 512 * MIB, pids: 128, disk: 256 * MIB, inodes: 65_536, open_files: 1024 }
+        Self {
+            cpu_millis: 1000,
+            memory: 512 * MIB,
+            pids: 128,
+            disk: 256 * MIB,
+            inodes: 65_536,
+            open_files: 1024,
+        }
     }
 }
 
@@ -48,7 +55,9 @@ pub enum LimitError {
         least: String,
     },
     /// Files live in memory, so the disk must leave room for the processes.
-    #[error("disk of {disk} bytes leaves no room in a memory of {memory} bytes: files are held in memory; ask for less disk or more memory")]
+    #[error(
+        "disk of {disk} bytes leaves no room in a memory of {memory} bytes: files are held in memory; ask for less disk or more memory"
+    )]
     DiskAboveMemory {
         /// The disk asked for.
         disk: u64,
@@ -73,7 +82,11 @@ impl Limits {
     pub fn check(&self) -> Result<(), LimitError> {
         let least = |what, given: u64, least: u64, unit: &str| {
             if given < least {
-                Err(LimitError::TooLow { what, given: format!("{given}{unit}"), least: format!("{least}{unit}") })
+                Err(LimitError::TooLow {
+                    what,
+                    given: format!("{given}{unit}"),
+                    least: format!("{least}{unit}"),
+                })
             } else {
                 Ok(())
             }

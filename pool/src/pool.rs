@@ -151,7 +151,10 @@ pub(crate) struct Blueprint {
 
 impl Pool {
     /// Opens the image store and the ledger, ends what dead processes of this node left, and starts keeping.
-    pub async fn open(config: &PoolConfig) -> Result<Self, OpenError> {
+    ///
+    /// # Panics
+    /// Outside of an async runtime: the pool keeps itself in tasks.
+    pub fn open(config: &PoolConfig) -> Result<Self, OpenError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(OpenError::NotRoot);
         }
@@ -172,10 +175,11 @@ impl Pool {
     /// A clean sandbox for one job. The ledger says so before it is given.
     pub async fn checkout(&self, want: &Want, job: JobRef) -> Result<Lease, CheckoutError> {
         let blueprint = self.blueprint(want)?;
-        let Taken { clean, source, slot } = self.keeper.take(&blueprint).await.map_err(|refused| match refused {
-            Refused::Making(error) => CheckoutError::Make { tier: want.tier, error },
-            Refused::Closing => CheckoutError::Closing,
-        })?;
+        let Taken { clean, source, slot } =
+            self.keeper.take(&blueprint).await.map_err(|refused| match refused {
+                Refused::Making(error) => CheckoutError::Make { tier: want.tier, error },
+                Refused::Closing => CheckoutError::Closing,
+            })?;
         let generation = clean.generation();
         // Leased first: should the record fail, the drop of the lease ends the sandbox and frees its place.
         let lease = clean.lease(source, slot);
@@ -228,10 +232,12 @@ impl Pool {
             tiers.chroot.close().await;
         }
         let Some(ledger) = Arc::into_inner(ledger) else {
-            tracing::warn!("the pool was closed while sandboxes were leased: the next mayfly ends what is left");
+            tracing::warn!(
+                "the pool was closed while sandboxes were leased: the next mayfly ends what is left"
+            );
             return;
         };
-        leave_place(instance, &ground, ledger);
+        leave_place(&instance, &ground, ledger);
     }
 
     fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
@@ -268,7 +274,7 @@ fn take_place(data_dir: &Path, run_dir: &Path) -> Result<(Instance, Ground, Ledg
 }
 
 /// Takes the mark away if nothing of this process is left; else the next mayfly of this node finds it.
-fn leave_place(instance: Instance, ground: &Ground, ledger: Ledger) {
+fn leave_place(instance: &Instance, ground: &Ground, ledger: Ledger) {
     let left = ground
         .remove_cgroups_of(instance.id())
         .map_err(|error| error.to_string())
@@ -291,7 +297,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
     }
     let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
     let ended = ground.sweep(&ledger);
-    leave_place(instance, &ground, ledger);
+    leave_place(&instance, &ground, ledger);
     Ok(ended)
 }
 

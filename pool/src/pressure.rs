@@ -12,7 +12,9 @@ const LEAST_AVAILABLE: f64 = 0.05;
 ///
 /// Pressure is read from `/proc/pressure` where the kernel keeps it, available memory from `/proc/meminfo`.
 pub(crate) fn making_now(most: usize) -> usize {
-    let stalled = |what: &str| fs::read_to_string(format!("/proc/pressure/{what}")).ok().and_then(|text| some_avg10(&text));
+    let stalled = |what: &str| {
+        fs::read_to_string(format!("/proc/pressure/{what}")).ok().and_then(|text| some_avg10(&text))
+    };
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_share(&text));
     limit(most, stalled("cpu"), stalled("memory"), available)
 }

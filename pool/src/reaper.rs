@@ -124,14 +124,16 @@ impl Ground {
             pid: dead.owner.pid,
             processes: self.processes_of(dead.instance).len(),
             cgroups: self.cgroups_of(dead.instance).len(),
-            uid_ranges: uids::claims_of(&instance::uids(&self.run_dir), dead.instance).map_or(0, |claims| claims.len()),
+            uid_ranges: uids::claims_of(&instance::uids(&self.run_dir), dead.instance)
+                .map_or(0, |claims| claims.len()),
         }
     }
 
     /// Every process in an instance's sandboxes.
     pub(crate) fn processes_of(&self, instance: InstanceId) -> Vec<i32> {
         let cgroups = self.cgroups_of(instance);
-        let mut pids: Vec<i32> = cgroups.iter().flat_map(|path| read_pids(&path.join("cgroup.procs"))).collect();
+        let mut pids: Vec<i32> =
+            cgroups.iter().flat_map(|path| read_pids(&path.join("cgroup.procs"))).collect();
         pids.sort_unstable();
         // On cgroup v1 a process is in one cgroup of each tree.
         pids.dedup();
@@ -140,7 +142,11 @@ impl Ground {
 
     fn cgroups_of(&self, instance: InstanceId) -> Vec<PathBuf> {
         let name = instance::cgroup_name(instance);
-        self.hierarchy.roots().into_iter().flat_map(|root| below(&root.join(&name)).unwrap_or_default()).collect()
+        self.hierarchy
+            .roots()
+            .into_iter()
+            .flat_map(|root| below(&root.join(&name)).unwrap_or_default())
+            .collect()
     }
 
     /// Destroys first, forgets after.
@@ -183,11 +189,14 @@ fn try_lock(place: &Path) -> io::Result<Option<Flock<File>>> {
 
 /// Removes a mark whose maker died before it was in its place: nothing was made under it yet.
 fn remove_nascent(place: &Path) {
-    let age = fs::metadata(place).and_then(|meta| meta.modified()).ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-    if age.is_some_and(|age| age > NASCENT) {
-        if let Err(error) = fs::remove_dir_all(place) {
-            tracing::warn!(path = %place.display(), %error, "cannot remove a mark that was never finished");
-        }
+    let age = fs::metadata(place)
+        .and_then(|meta| meta.modified())
+        .ok()
+        .and_then(|at| SystemTime::now().duration_since(at).ok());
+    if age.is_some_and(|age| age > NASCENT)
+        && let Err(error) = fs::remove_dir_all(place)
+    {
+        tracing::warn!(path = %place.display(), %error, "cannot remove a mark that was never finished");
     }
 }
 

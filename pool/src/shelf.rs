@@ -89,16 +89,12 @@ impl<S, W> Shelf<S, W> {
     /// Gives a clean sandbox to who waits longest, or lets it wait. Also for one whose job went away before it
     /// was told: no job has seen it.
     pub(crate) fn shelve(&mut self, sandbox: S, now: Instant) -> Made<S, W> {
-        match self.waiting.pop_front() {
-            Some(waiter) => {
-                self.counts.leased += 1;
-                Made::Give(waiter, sandbox)
-            }
-            None => {
-                self.ready.push_back((sandbox, now));
-                Made::Shelved
-            }
-        }
+        let Some(waiter) = self.waiting.pop_front() else {
+            self.ready.push_back((sandbox, now));
+            return Made::Shelved;
+        };
+        self.counts.leased += 1;
+        Made::Give(waiter, sandbox)
     }
 
     /// A making failed: making pauses, longer each time, and who waits longest is told.
@@ -131,7 +127,13 @@ impl<S, W> Shelf<S, W> {
 
     /// Takes out those that have waited for longer than `ttl`, that do not pass `fit`, or that are more than
     /// `keep`.
-    pub(crate) fn surplus(&mut self, now: Instant, ttl: Duration, keep: usize, fit: impl Fn(&S) -> bool) -> Vec<S> {
+    pub(crate) fn surplus(
+        &mut self,
+        now: Instant,
+        ttl: Duration,
+        keep: usize,
+        fit: impl Fn(&S) -> bool,
+    ) -> Vec<S> {
         let mut out = Vec::new();
         let mut stay = VecDeque::with_capacity(self.ready.len());
         let mut excess = self.ready.len().saturating_sub(keep);

@@ -44,7 +44,13 @@ impl Demand {
     pub(crate) fn new() -> Self {
         let rate = |over| Rate { over, value: 0.0, at: None };
         // Before the first measurement a chroot sandbox's making time stands in.
-        Self { fast: rate(FAST), slow: rate(SLOW), horizon: Duration::from_millis(10), last: None, expected: None }
+        Self {
+            fast: rate(FAST),
+            slow: rate(SLOW),
+            horizon: Duration::from_millis(10),
+            last: None,
+            expected: None,
+        }
     }
 
     /// A sandbox was asked for.

@@ -25,7 +25,9 @@ const RANGES: u32 = (AFTER_LAST - FIRST) / RANGE;
 #[derive(Debug, Error)]
 pub enum UidError {
     /// All are taken.
-    #[error("all {RANGES} ranges of user ids are claimed in {0}: too many sandboxes, or claims of dead processes: run `mayfly reap`")]
+    #[error(
+        "all {RANGES} ranges of user ids are claimed in {0}: too many sandboxes, or claims of dead processes: run `mayfly reap`"
+    )]
     Exhausted(PathBuf),
     /// The claim could not be written.
     #[error("cannot claim user ids in {path}")]

@@ -1,5 +1,8 @@
 //! Descriptors that the async runtime waits for.
-#![expect(unsafe_code, reason = "tokio asks for the promise that a descriptor stays open while it is watched")]
+#![expect(
+    unsafe_code,
+    reason = "tokio asks for the promise that a descriptor stays open while it is watched"
+)]
 
 use std::{io, os::fd::OwnedFd};
 

@@ -54,7 +54,7 @@ impl Bench {
     }
 
     async fn worker(&self, settings: Settings) -> Result<Worker, String> {
-        let pool = Pool::open(&PoolConfig { settings, ..self.config.clone() }).await.map_err(|error| causes(&error))?;
+        let pool = Pool::open(&PoolConfig { settings, ..self.config.clone() }).map_err(|error| causes(&error))?;
         Ok(Worker::new(pool, worker::Settings::default()))
     }
 

@@ -37,7 +37,9 @@ impl Hierarchy {
         let place = |controller: &'static str| {
             mounts
                 .iter()
-                .find(|(kind, _, options)| *kind == "cgroup" && options.split(',').any(|word| word == controller))
+                .find(|(kind, _, options)| {
+                    *kind == "cgroup" && options.split(',').any(|word| word == controller)
+                })
                 .map(|(_, point, _)| PathBuf::from(point))
                 .ok_or(CgroupError::Missing(controller))
         };

@@ -4,7 +4,7 @@
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// From `linux/sched.h`. The libc crate's constant is a `c_int`, in which this bit does not fit: it is 0 there.
@@ -20,7 +20,7 @@ pub(super) enum Cloned {
 }
 
 /// Clones this process, which must have one thread, into new namespaces and, on cgroup v2, into a cgroup.
-pub(super) fn clone_into(namespaces: u64, cgroup: Option<impl AsFd>) -> io::Result<Cloned> {
+pub(super) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: i32 = -1;
     let mut args = libc::clone_args {
         flags: namespaces | libc::CLONE_PIDFD as u64,
@@ -35,9 +35,9 @@ pub(super) fn clone_into(namespaces: u64, cgroup: Option<impl AsFd>) -> io::Resu
         set_tid_size: 0,
         cgroup: 0,
     };
-    if let Some(cgroup) = &cgroup {
+    if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_fd().as_raw_fd() as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: `args` is whole and lives across the call. Without CLONE_VM the child has its own copy of all
     // memory, and the caller has one thread, so no lock is held by a thread that the copy lacks.
@@ -54,11 +54,15 @@ pub(super) fn clone_into(namespaces: u64, cgroup: Option<impl AsFd>) -> io::Resu
 }
 
 /// Sets `attributes` (`MOUNT_ATTR_*`) on a detached mount and, with a user namespace, maps its owners' ids.
-pub(super) fn set_mount_attributes(mount: impl AsFd, attributes: u64, idmap: Option<impl AsFd>) -> io::Result<()> {
+pub(super) fn set_mount_attributes(
+    mount: impl AsFd,
+    attributes: u64,
+    idmap: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    if let Some(userns) = &idmap {
+    if let Some(userns) = idmap {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        attr.userns_fd = userns.as_fd().as_raw_fd() as u64;
+        attr.userns_fd = userns.as_raw_fd() as u64;
     }
     // SAFETY: the path is an empty C string, `attr` is whole, and both live across the call.
     let done = unsafe {

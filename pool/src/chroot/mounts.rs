@@ -71,7 +71,7 @@ pub(super) fn mask_proc(root: &OwnedFd) -> Result<(), Failed> {
             Some(Kind::File) => "dev/null",
         };
         let cover = clone_tree(root, cover).step("open a cover for /proc")?;
-        kernel::set_mount_attributes(&cover, libc::MOUNT_ATTR_RDONLY, None::<&OwnedFd>).step("lock a cover for /proc")?;
+        kernel::set_mount_attributes(&cover, libc::MOUNT_ATTR_RDONLY, None).step("lock a cover for /proc")?;
         attach(&cover, root, &place).step("mask a part of /proc")?;
     }
     let locked =
@@ -82,7 +82,7 @@ pub(super) fn mask_proc(root: &OwnedFd) -> Result<(), Failed> {
             continue;
         }
         let part = clone_tree(root, &place).step("open a part of /proc")?;
-        kernel::set_mount_attributes(&part, locked, None::<&OwnedFd>).step("lock a part of /proc")?;
+        kernel::set_mount_attributes(&part, locked, None).step("lock a part of /proc")?;
         attach(&part, root, &place).step("make a part of /proc read-only")?;
     }
     Ok(())
@@ -101,7 +101,8 @@ fn kind(root: &OwnedFd, place: &str) -> Option<Kind> {
 
 /// A copy of the mount at a place, detached.
 pub(super) fn clone_tree(at: impl AsFd, path: &str) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     Ok(rustix::mount::open_tree(at, path, flags)?)
 }
 
@@ -112,7 +113,8 @@ pub(super) fn scratch(plan: &Plan, root: u32) -> Result<OwnedFd, Failed> {
     let disk = disk(plan, root).step("make the throw-away disk")?;
     for (name, _, mode, jobs) in SCRATCH {
         let (uid, gid) = if jobs { (plan.job_uid, plan.job_gid) } else { (0, 0) };
-        directory(&disk, name, mode, root + uid, root + gid).step("make a directory of the throw-away disk")?;
+        directory(&disk, name, mode, root + uid, root + gid)
+            .step("make a directory of the throw-away disk")?;
     }
     Ok(disk)
 }
@@ -192,8 +194,9 @@ pub(super) fn proc() -> Result<OwnedFd, Failed> {
         let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_set_string(&fs, "hidepid", "invisible")?;
         rustix::mount::fsconfig_create(&fs)?;
-        let attributes =
-            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         Ok(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
     };
     made().step("make /proc")

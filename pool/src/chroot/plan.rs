@@ -44,10 +44,7 @@ pub(super) enum Answer {
     /// The sandbox's first process runs. What fails in it from now on comes through its own stream.
     Spawned,
     /// Nothing was left behind.
-    Failed {
-        step: String,
-        errno: i32,
-    },
+    Failed { step: String, errno: i32 },
 }
 
 /// A step of the making that failed.
@@ -70,6 +67,9 @@ impl<T, E: Into<std::io::Error>> Step<T> for Result<T, E> {
 
 /// The largest plan, in bytes: paths are at most a page each.
 pub(super) const MAX_PLAN: usize = 16 * 1024;
+
+/// The largest answer, in bytes: a step is a phrase.
+pub(super) const MAX_ANSWER: usize = 512;
 
 /// The most descriptors beside a plan.
 pub(super) const MAX_FDS: usize = 24;

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     MakeError, SPAWNER_ARG,
-    plan::{Answer, MAX_PLAN, Plan},
+    plan::{Answer, MAX_ANSWER, Plan},
     spawner::{receive_with_fds, send_with_fds},
 };
 use crate::watch::watch;
@@ -111,7 +111,7 @@ impl Running {
     }
 
     async fn answer(&self) -> io::Result<(Answer, Option<OwnedFd>)> {
-        let mut buffer = [0; MAX_PLAN];
+        let mut buffer = [0; MAX_ANSWER];
         let receive = |socket: &OwnedFd| receive_with_fds(socket.as_fd(), &mut buffer);
         let (length, fds) = self.socket.async_io(Interest::READABLE, receive).await?;
         if length == 0 {

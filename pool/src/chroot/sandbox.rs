@@ -156,8 +156,8 @@ impl Sandbox {
         self.cgroup().usage()
     }
 
-    pub(crate) fn survivors(&self) -> Option<usize> {
-        Some(self.cgroup().job_pids().len())
+    pub(crate) fn survivors(&self) -> usize {
+        self.cgroup().job_pids().len()
     }
 
     pub(crate) async fn destroy(mut self) -> Result<(), DestroyError> {

@@ -26,9 +26,7 @@ use nix::{
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use super::{
-    devices,
-    kernel,
-    mounts,
+    devices, kernel, mounts,
     plan::{Failed, Plan, Step},
     spawner::{receive_with_fds, send_with_fds},
 };
@@ -136,7 +134,11 @@ fn put_root_together(root: &OwnedFd, dev: &OwnedFd, scratch: &OwnedFd) -> Result
 }
 
 fn exec_agent(stream: &OwnedFd, job_entry: &[OwnedFd]) -> Result<Infallible, Failed> {
-    let flag = if job_entry.len() == 1 && is_directory(job_entry[0].as_fd()) { "--job-cgroup" } else { "--job-tasks" };
+    let flag = if job_entry.len() == 1 && is_directory(job_entry[0].as_fd()) {
+        "--job-cgroup"
+    } else {
+        "--job-tasks"
+    };
     let mut agent = Command::new(AGENT_PATH);
     for entry in job_entry {
         rustix::io::fcntl_setfd(entry, rustix::io::FdFlags::empty()).step("keep the job's cgroup entry")?;
@@ -157,8 +159,11 @@ fn is_directory(fd: BorrowedFd<'_>) -> bool {
 
 impl Trees {
     pub(super) fn send(&self, child: BorrowedFd<'_>) -> Result<(), Failed> {
-        let fds: Vec<_> =
-            [Some(&self.root), Some(&self.dev), self.scratch.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let fds: Vec<_> = [Some(&self.root), Some(&self.dev), self.scratch.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(AsRawFd::as_raw_fd)
+            .collect();
         send_with_fds(child, b"trees", &fds).step("hand the mounts to the sandbox")
     }
 
@@ -166,7 +171,9 @@ impl Trees {
         let (_, fds) = receive_with_fds(from, &mut [0; 8]).step("receive the mounts")?;
         let mut fds = fds.into_iter();
         match (fds.next(), fds.next(), fds.next()) {
-            (Some(root), Some(dev), scratch) if scratch.is_some() == with_scratch => Ok(Self { root, dev, scratch }),
+            (Some(root), Some(dev), scratch) if scratch.is_some() == with_scratch => {
+                Ok(Self { root, dev, scratch })
+            }
             _ => Err(Failed { step: "receive the mounts", errno: libc::EBADMSG }),
         }
     }

@@ -110,7 +110,7 @@ fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) 
 
     let image = clone_tree(rustix::fs::CWD, plan.rootfs.as_str()).step("open the image")?;
     let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    kernel::set_mount_attributes(&image, read_only, Some(&userns)).step("map the image's owners")?;
+    kernel::set_mount_attributes(&image, read_only, Some(userns.as_fd())).step("map the image's owners")?;
 
     let (root, scratch) = if plan.writable_root {
         let (root, scratch) = mounts::writable_root(plan, &image)?;
@@ -121,7 +121,7 @@ fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) 
     let dev = clone_tree(devices, "").step("open the devices")?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     // Not id-mapped: tmpfs allows that since Linux 6.3 only, and nodes that all may use need no owner inside.
-    kernel::set_mount_attributes(&dev, attributes, None::<&OwnedFd>).step("lock the devices")?;
+    kernel::set_mount_attributes(&dev, attributes, None).step("lock the devices")?;
     Trees { root, dev, scratch }.send(child)
 }
 
@@ -148,10 +148,14 @@ pub(super) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[i32]) -
 }
 
 #[expect(unsafe_code, reason = "takes ownership of received descriptors")]
-pub(super) fn receive_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(super) fn receive_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = cmsg_space!([i32; MAX_FDS]);
     let mut pieces = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {

@@ -112,7 +112,14 @@ impl World {
             making_at_once: 2,
         };
         let keeper = Arc::new(Keeper::start(Arc::clone(&script), settings));
-        Self { script, keeper, waiting: Vec::new(), leased: Vec::new(), given: BTreeMap::new(), quarantined: 0 }
+        Self {
+            script,
+            keeper,
+            waiting: Vec::new(),
+            leased: Vec::new(),
+            given: BTreeMap::new(),
+            quarantined: 0,
+        }
     }
 
     async fn take(&mut self, step: Step) {
@@ -209,12 +216,17 @@ impl World {
         }
         closing.await.unwrap();
         let made = script.next.load(Ordering::Relaxed);
-        assert_eq!(made, self.given.len() + script.discarded.lock().unwrap().len(), "nothing leaks at the end");
+        assert_eq!(
+            made,
+            self.given.len() + script.discarded.lock().unwrap().len(),
+            "nothing leaks at the end"
+        );
     }
 }
 
 fn run(steps: Vec<Step>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new();
         for step in steps {
@@ -236,7 +248,8 @@ proptest! {
 
 #[test]
 fn a_job_that_waits_is_served_before_the_shelf_is_filled_and_in_the_order_of_asking() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new();
         for _ in 0..2 {
@@ -253,7 +266,8 @@ fn a_job_that_waits_is_served_before_the_shelf_is_filled_and_in_the_order_of_ask
 
 #[test]
 fn a_failed_making_tells_the_job_that_waits_longest_and_pauses_the_next() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new();
         world.take(Step::Ask(0)).await;

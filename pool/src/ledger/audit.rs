@@ -120,9 +120,11 @@ fn check(data_dir: &Path, lives: impl Fn(InstanceId) -> bool) -> Result<Audit, L
     let segments = read_all(data_dir)?;
     let mut audit = Audit { segments: segments.len(), ..Audit::default() };
     let mut all: BTreeMap<GenerationId, Life> = BTreeMap::new();
-    for entry in segments.iter().flat_map(|segment| &segment.entries) {
-        note(&mut all, &entry.event);
-    }
+    let events = || segments.iter().flat_map(|segment| &segment.entries).map(|entry| &entry.event);
+    // A recovery stands in another segment than what it recovers, and comes after all of it.
+    let recovers = |event: &&Event| matches!(event, Event::Recovered { .. });
+    events().filter(|event| !recovers(event)).for_each(|event| note(&mut all, event));
+    events().filter(recovers).for_each(|event| note(&mut all, event));
     let recoveries = recoveries(&segments);
     for segment in &segments {
         audit.check_segment(segment, &recoveries, lives(segment.instance), &all);
@@ -179,7 +181,9 @@ impl Audit {
                 self.findings.push(Finding::Damaged { path, line: *line, what: what.clone() });
             }
             // Only the last segment of a dead process was recovered; those before it were closed.
-            (_, Some((length, hash, _))) if !segment.closed() && *length != segment.length || *hash != segment.chain.as_str() => {
+            (_, Some((length, hash, _)))
+                if !segment.closed() && *length != segment.length || *hash != segment.chain.as_str() =>
+            {
                 self.findings.push(Finding::Changed { path });
             }
             (Rest::Torn(bytes), None) if !lives => self.findings.push(Finding::Torn { path, bytes: *bytes }),
@@ -235,9 +239,9 @@ pub fn story(data_dir: &Path, job: &str) -> Result<Story, LedgerError> {
         .collect();
     let mut story: Story = entries()
         .filter(|Entry { event, .. }| match event {
-            Event::Clean { generation, .. } | Event::Consumed { generation, .. } | Event::Ended { generation, .. } => {
-                generations.contains(generation)
-            }
+            Event::Clean { generation, .. }
+            | Event::Consumed { generation, .. }
+            | Event::Ended { generation, .. } => generations.contains(generation),
             Event::Recovered { generations: ended, .. } => ended.iter().any(|one| generations.contains(one)),
             Event::Opened { .. } | Event::Closed => false,
         })
@@ -352,8 +356,12 @@ mod tests {
     #[test]
     fn a_generation_that_is_used_twice_is_found() {
         let generation = Id::random();
-        let planted =
-            Planted::new(vec![clean(generation), consumed(generation, "a"), consumed(generation, "b"), ended(generation)]);
+        let planted = Planted::new(vec![
+            clean(generation),
+            consumed(generation, "a"),
+            consumed(generation, "b"),
+            ended(generation),
+        ]);
         assert!(matches!(&planted.findings(false)[..], [Finding::UsedTwice { jobs, .. }] if jobs.len() == 2));
     }
 
@@ -401,10 +409,9 @@ mod tests {
         events.extend(whole_life(Id::random(), "b"));
         let planted = Planted::new(events);
         let story = story(planted.dir.path(), "b").unwrap();
-        assert!(matches!(story.iter().map(|(_, event)| event).collect::<Vec<_>>()[..], [
-            Event::Clean { .. },
-            Event::Consumed { .. },
-            Event::Ended { .. }
-        ]));
+        assert!(matches!(
+            story.iter().map(|(_, event)| event).collect::<Vec<_>>()[..],
+            [Event::Clean { .. }, Event::Consumed { .. }, Event::Ended { .. }]
+        ));
     }
 }

@@ -128,7 +128,8 @@ impl Chain {
         if next.0 != hash {
             return Err("its hash does not fit what it says and what was before".to_owned());
         }
-        let entry = serde_json::from_str(json).map_err(|error| format!("not a record of this version: {error}"))?;
+        let entry =
+            serde_json::from_str(json).map_err(|error| format!("not a record of this version: {error}"))?;
         Ok((entry, next))
     }
 
@@ -138,6 +139,7 @@ impl Chain {
 
     fn with(&self, json: &str) -> Self {
         let digest = Sha256::new().chain_update(&self.0).chain_update(json).finalize();
-        Self(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+        let (head, _) = digest.split_first_chunk().expect("SHA-256 has 32 bytes");
+        Self(format!("{:016x}", u64::from_be_bytes(*head)))
     }
 }

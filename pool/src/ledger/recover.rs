@@ -25,7 +25,9 @@ pub(crate) fn recover(data_dir: &Path, instance: InstanceId, ledger: &Ledger) ->
     let cut = match &last.rest {
         Rest::Nothing => 0,
         Rest::Torn(bytes) => *bytes,
-        Rest::Damage { line, what } => return Err(LedgerError::Damaged { path, line: *line, what: what.clone() }),
+        Rest::Damage { line, what } => {
+            return Err(LedgerError::Damaged { path, line: *line, what: what.clone() });
+        }
     };
     // Also gives back what was reserved behind the last record.
     File::options()

@@ -27,7 +27,10 @@ pub(super) enum Rest {
     /// The end of a write that a crash cut off: this many bytes, and no whole line after them.
     Torn(u64),
     /// Something that no crash leaves.
-    Damage { line: usize, what: String },
+    Damage {
+        line: usize,
+        what: String,
+    },
 }
 
 impl Segment {
@@ -98,7 +101,9 @@ pub(super) fn segments(directory: &Path) -> io::Result<Vec<(InstanceId, PathBuf)
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
-        if let Some(instance) = name.and_then(|name| name.split_once('-')).and_then(|(name, _)| name.parse().ok()) {
+        if let Some(instance) =
+            name.and_then(|name| name.split_once('-')).and_then(|(name, _)| name.parse().ok())
+        {
             found.push((instance, path));
         }
     }
