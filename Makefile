@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt doc bench soak clean setup
+.PHONY: help run test lint fmt doc bench soak fuzz clean setup
 
 # Images, for `run`, `test` and `bench` alike: `make clean` takes them away, and the host keeps nothing.
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -44,6 +44,10 @@ bench: setup ## measure whole runs against bubblewrap
 soak: setup ## 1,000 runs in a row that must leave nothing behind
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
+
+fuzz: ## fuzz the frame decoders of both ends, 5 minutes each
+	@scripts/packages build fuzz
+	@scripts/fuzz 300
 
 setup: ## install the missing Debian packages, saying why
 	@scripts/packages build images

@@ -4,6 +4,9 @@
 //! needed, one [`ToAgent::Run`] with its streams, [`ToHost::Exit`], [`ToAgent::Get`], and the end of the
 //! channel, which ends the agent and with it the sandbox.
 //!
+//! `Hello`, `Ready`, `Fault`, `Signal` and `Exit` speak of the whole sandbox, on stream 0: there is one `Run`.
+//! Several would each answer on the stream that they were given.
+//!
 //! Kinds `0x04` and `0x05` are kept for Resume and Resumed (after a snapshot restore), `0x40` to `0x4f` for
 //! tunnels. Structured payloads are postcard; `Data` is the bytes themselves.
 
