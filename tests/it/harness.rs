@@ -1,0 +1,21 @@
+//! What every test stands on.
+//!
+//! Each test has a [`Node`]: a data directory of its own, with the images of all. What mayfly makes bears its node
+//! and its instance, and the node's ledger names every instance that ever was, so a test can tell what it left from
+//! what a parallel one, or another program on this machine, is using. A node that goes out of scope checks that
+//! nothing is left.
+
+mod host;
+mod images;
+mod node;
+mod process;
+mod tiers;
+mod wait;
+
+pub(crate) use self::{
+    host::Sandbox,
+    node::Node,
+    process::{Finished, Mayfly, Running},
+    tiers::{Place, Tier, on, on_every_tier, result_of},
+    wait::eventually,
+};

@@ -1,0 +1,156 @@
+//! What the host sees of one node's sandboxes: cgroups, processes, marks, mounts.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// One live sandbox, by its cgroups.
+#[derive(Debug, Clone)]
+pub(crate) struct Sandbox {
+    /// Its directory below the pids controller.
+    directory: PathBuf,
+    /// `mayfly-<instance>/<sandbox>`.
+    name: PathBuf,
+}
+
+impl Sandbox {
+    /// Which life of a sandbox this is, as the ledger names it.
+    pub(crate) fn generation(&self) -> &str {
+        self.name.file_name().unwrap().to_str().unwrap()
+    }
+
+    /// The live sandboxes of an instance, those that wait for a job included.
+    pub(crate) fn all_of(instance: &str) -> Vec<Self> {
+        let instance = PathBuf::from(format!("mayfly-{instance}"));
+        let directories = cgroup_mounts().into_iter().map(|root| root.join(&instance));
+        // One tree is enough: v2, or the v1 controller that every sandbox is in.
+        let Some(directory) = directories
+            .clone()
+            .find(|path| path.to_string_lossy().contains("/pids/") && path.exists())
+            .or_else(|| directories.clone().find(|path| path.exists()))
+        else {
+            return Vec::new();
+        };
+        let Ok(entries) = fs::read_dir(&directory) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .map(|entry| Self { name: instance.join(entry.file_name()), directory: entry.path() })
+            .collect()
+    }
+
+    /// The host's pids of the job's processes.
+    pub(crate) fn job(&self) -> Vec<u32> {
+        pids(&self.directory.join("job/cgroup.procs"))
+    }
+
+    /// The host's pid of the agent.
+    pub(crate) fn agent(&self) -> Vec<u32> {
+        pids(&self.directory.join("agent/cgroup.procs"))
+    }
+
+    /// What a cgroup file of the job's says, whichever version and controller has it.
+    pub(crate) fn limit(&self, names: &[&str]) -> String {
+        let found = cgroup_mounts().into_iter().find_map(|root| {
+            names
+                .iter()
+                .find_map(|name| fs::read_to_string(root.join(&self.name).join("job").join(name)).ok())
+        });
+        found.unwrap_or_else(|| panic!("none of {names:?} for {}", self.name.display())).trim().to_owned()
+    }
+}
+
+fn pids(path: &Path) -> Vec<u32> {
+    fs::read_to_string(path).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Everything on the host that bears one of these instances, or runs in one of these sessions.
+pub(crate) fn leftovers(instances: &[String], sessions: &[u32], run_dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for instance in instances {
+        let name = format!("mayfly-{instance}");
+        found.extend(
+            cgroup_mounts()
+                .iter()
+                .map(|root| root.join(&name))
+                .filter(|path| path.exists())
+                .map(show("cgroup")),
+        );
+        let mark = run_dir.join("instances").join(instance);
+        found.extend(Some(mark).filter(|path| path.exists()).map(show("mark")));
+    }
+    for claim in fs::read_dir(run_dir.join("uids")).into_iter().flatten().flatten() {
+        let owner = fs::read_to_string(claim.path()).unwrap_or_default();
+        if instances.contains(&owner) {
+            found.push(format!("uid claim {}", claim.path().display()));
+        }
+    }
+    for (pid, words) in processes() {
+        let ours = instances.iter().any(|instance| in_cgroup_of(pid, instance))
+            || (session(pid).is_some_and(|session| sessions.contains(&session)) && words.contains("mayfly"));
+        if ours && !is_dead(pid) {
+            found.push(format!("process {pid}: {words}"));
+        }
+    }
+    found
+}
+
+fn show(what: &'static str) -> impl Fn(PathBuf) -> String {
+    move |path| format!("{what} {}", path.display())
+}
+
+/// Lines of this process's mount table that name a path below one of these.
+pub(crate) fn mounts_below(places: &[&Path]) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let names = places.iter().map(|place| place.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    table
+        .lines()
+        .filter(|line| names.iter().any(|name| line.contains(name.as_str())))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+/// `cgroup` and `cgroup2` mounts, see proc(5).
+fn cgroup_mounts() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let cgroup = |line: &str| line.split_once(" - ").is_some_and(|(_, kind)| kind.starts_with("cgroup"));
+    table
+        .lines()
+        .filter(|line| cgroup(line))
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Pid and command line, or name, of every process.
+fn processes() -> Vec<(u32, String)> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let words = fs::read_to_string(entry.path().join("cmdline")).ok()?.replace('\0', " ");
+            Some((pid, words))
+        })
+        .collect()
+}
+
+fn in_cgroup_of(pid: u32, instance: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .is_ok_and(|text| text.contains(&format!("mayfly-{instance}")))
+}
+
+fn session(pid: u32) -> Option<u32> {
+    stat(pid)?.get(3)?.parse().ok()
+}
+
+/// A zombie whose parent is about to look is as good as gone.
+fn is_dead(pid: u32) -> bool {
+    stat(pid).is_none_or(|fields| fields[0] == "Z")
+}
+
+/// The fields of /proc/PID/stat behind the name.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.rsplit_once(") ")?.1.split(' ').map(ToOwned::to_owned).collect())
+}

@@ -1,0 +1,33 @@
+//! The images that all tests share, built once by the binary itself.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::Command,
+    sync::OnceLock,
+};
+
+const SHARED: [&str; 2] = ["minimal", "base"];
+
+/// The store that holds `minimal` and `base`.
+pub(crate) fn store() -> &'static PathBuf {
+    static STORE: OnceLock<PathBuf> = OnceLock::new();
+    STORE.get_or_init(|| {
+        let data = std::env::var_os("MAYFLY_DATA_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mayfly-data"), PathBuf::from);
+        fs::create_dir_all(&data).unwrap();
+        let data = data.canonicalize().unwrap();
+        // Another test run may be at it: it would build the same again.
+        let building = File::create(data.join("test-images.lock")).unwrap();
+        building.lock().unwrap();
+        for image in SHARED {
+            let built = Command::new(env!("CARGO_BIN_EXE_mayfly"))
+                .args(["image", "build", image])
+                .env("MAYFLY_DATA_DIR", &data)
+                .output()
+                .unwrap();
+            assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        }
+        data.join("images")
+    })
+}

@@ -1,0 +1,119 @@
+//! The tiers that the suite runs on, and what a behaviour is given.
+
+use std::{
+    io::{self, Write},
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+
+use super::{Mayfly, Node, Running, Sandbox, eventually};
+
+/// How a sandbox is isolated. A tier joins the suite by a line here and one in [`on_every_tier`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    Chroot,
+}
+
+impl Tier {
+    pub(crate) const ALL: [Self; 1] = [Self::Chroot];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Chroot => "chroot",
+        }
+    }
+}
+
+/// Where a behaviour is looked at: a tier, on a node of the test's own.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) tier: Tier,
+    pub(crate) node: Node,
+}
+
+impl Place {
+    /// `mayfly run` of one command in the image `minimal`.
+    pub(crate) fn run<W: Into<String>>(&self, job: impl IntoIterator<Item = W>) -> Mayfly {
+        self.run_in("minimal", job)
+    }
+
+    /// The same in another image.
+    pub(crate) fn run_in<W: Into<String>>(&self, image: &str, job: impl IntoIterator<Item = W>) -> Mayfly {
+        self.node.mayfly(["run", "--tier", self.tier.name(), "--image", image]).job(job)
+    }
+
+    /// A shell script, in `minimal`.
+    pub(crate) fn shell(&self, script: &str) -> Mayfly {
+        self.run(["sh", "-c", script])
+    }
+
+    /// A Python program, in `base`.
+    pub(crate) fn python(&self, program: &str) -> Mayfly {
+        self.run_in("base", ["python3", "-I", "-B", "-c", program])
+    }
+
+    /// Starts a job that says `ready` once it is where the test wants it.
+    pub(crate) fn start(&self, mayfly: Mayfly) -> (Running, Sandbox) {
+        let mut running = mayfly.start();
+        assert_eq!(running.line(), "ready");
+        let sandbox = eventually("the job's sandbox is seen from the host", || {
+            self.node.sandboxes().into_iter().find(|sandbox| !sandbox.job().is_empty())
+        });
+        (running, sandbox)
+    }
+}
+
+/// Runs a job with `--json` and gives the result.
+#[track_caller]
+pub(crate) fn result_of(mayfly: Mayfly, code: i32) -> Value {
+    mayfly.args(["--json"]).finish().code(code).json()
+}
+
+/// Looks at a behaviour on one tier, or says by name that this host cannot.
+pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
+    match ready(tier) {
+        Ok(()) => behaviour(&Place { tier, node: Node::new() }),
+        // Past the harness, which keeps what a test prints from whoever runs it.
+        Err(reason) => {
+            let _ = writeln!(io::stderr(), "skipped: tier {}: {reason}", tier.name());
+        }
+    }
+}
+
+/// Whether this host can run a tier; why not, if it cannot. `mayfly doctor` knows.
+pub(crate) fn ready(tier: Tier) -> Result<(), String> {
+    static REPORT: OnceLock<Value> = OnceLock::new();
+    let report = REPORT.get_or_init(|| Mayfly::new().args(["doctor", "--json"]).finish().json());
+    let tiers = report["tiers"].as_array().unwrap();
+    let entry = tiers.iter().find(|entry| entry["tier"] == tier.name()).unwrap();
+    if entry["ready"] == true { Ok(()) } else { Err(entry["why_not"].to_string()) }
+}
+
+/// One test for each behaviour and tier, named `<behaviour>::on_<tier>`.
+macro_rules! on_every_tier {
+    ($($behaviour:ident)+) => { $(
+        mod $behaviour {
+            #[test]
+            fn on_chroot() {
+                crate::harness::on(crate::harness::Tier::Chroot, super::$behaviour);
+            }
+        }
+    )+ };
+}
+pub(crate) use on_every_tier;
+
+/// A suite that skips what it should have shown proves nothing: CI names the tiers that it counts on.
+#[test]
+fn the_tiers_that_are_required_can_run_here() {
+    let Ok(required) = std::env::var("MAYFLY_TIERS_REQUIRED") else {
+        // Without a list, CI counts on all.
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        return assert!(!ci || Tier::ALL.iter().all(|tier| ready(*tier).is_ok()), "a tier cannot run in CI");
+    };
+    for name in required.split(',').filter(|name| !name.is_empty()) {
+        let tier = Tier::ALL.into_iter().find(|tier| tier.name() == name);
+        let tier = tier.unwrap_or_else(|| panic!("MAYFLY_TIERS_REQUIRED: the suite knows no tier {name:?}"));
+        assert_eq!(ready(tier), Ok(()), "tier {name} is required and cannot run here");
+    }
+}

@@ -1,0 +1,87 @@
+//! Other sandboxes, now and before: nothing of one is seen by another.
+
+use std::{fs, ops::Range};
+
+use crate::harness::{Place, Sandbox, on_every_tier};
+
+on_every_tier! {
+    two_live_sandboxes_share_no_user_id_and_none_with_the_host
+    nothing_of_a_live_neighbour_is_seen
+    nothing_of_a_former_job_is_seen_by_the_next
+}
+
+/// Leaves something wherever a job can, and says `ready`.
+const TRACES: &str = "import os, socket, subprocess\n\
+    for at in '/tmp', '/job', '/dev/shm': open(at + '/trace', 'w').write('trace')\n\
+    listener = socket.socket(socket.AF_UNIX); listener.bind('\\0trace'); listener.listen()\n\
+    tcp = socket.create_server(('127.0.0.1', 4321))\n\
+    import ctypes; libc = ctypes.CDLL(None)\n\
+    libc.shmget(4321, 4096, 0o1666); libc.semget(4321, 1, 0o1666); libc.msgget(4321, 0o1666)\n";
+
+/// Prints whatever of the traces it finds.
+const LOOK: &str = "import os, socket, ctypes\n\
+    for at in '/tmp', '/job', '/dev/shm': print(*os.listdir(at), sep='', end='')\n\
+    def reached(family, at):\n  with socket.socket(family) as s:\n    if s.connect_ex(at) == 0: print('reached', at)\n\
+    reached(socket.AF_UNIX, '\\0trace'); reached(socket.AF_INET, ('127.0.0.1', 4321))\n\
+    libc = ctypes.CDLL(None)\n\
+    for name, got in ('shm', libc.shmget(4321, 0, 0)), ('sem', libc.semget(4321, 0, 0)), ('msg', libc.msgget(4321, 0)):\n  if got >= 0: print(name)\n\
+    for pid in filter(str.isdigit, os.listdir('/proc')):\n  if int(pid) != os.getpid(): print('process', pid)\n";
+
+fn two_live_sandboxes_share_no_user_id_and_none_with_the_host(place: &Place) {
+    let script = || place.shell("echo ready; read end").args(["--stdin"]);
+    let (mut running, mut ranges) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (one, _) = place.start(script());
+        running.push(one);
+    }
+    for sandbox in place.node.sandboxes() {
+        ranges.push(ids(&sandbox));
+    }
+    let [one, two] = ranges.as_slice() else { panic!("{ranges:?}") };
+    assert!(one.end <= two.start || two.end <= one.start, "{one:?} and {two:?} overlap");
+    assert!(one.start >= 100_000 && two.start >= 100_000, "{one:?}, {two:?}");
+    for one in running {
+        one.finish().code(1);
+    }
+}
+
+/// The host's ids of everything in a sandbox: those that run, and the whole range that its user namespace maps.
+fn ids(sandbox: &Sandbox) -> Range<u32> {
+    let mut range: Option<Range<u32>> = None;
+    for pid in sandbox.job().into_iter().chain(sandbox.agent()) {
+        let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+        let fields: Vec<u32> = map.split_whitespace().map(|field| field.parse().unwrap()).collect();
+        let [0, start, count] = fields.as_slice() else { panic!("more than one mapping: {map}") };
+        let mapped = *start..start + count;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        for name in ["Uid:", "Gid:"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            assert!(
+                line.split_whitespace().all(|id| mapped.contains(&id.parse().unwrap())),
+                "{line} and {mapped:?}"
+            );
+        }
+        assert!(range.is_none_or(|range| range == mapped));
+        range = Some(mapped);
+    }
+    range.expect("a sandbox that runs")
+}
+
+fn nothing_of_a_live_neighbour_is_seen(place: &Place) {
+    let program = format!("{TRACES}print('ready', flush=True); input()");
+    let (running, _) = place.start(place.python(&program).args(["--stdin"]));
+    assert_eq!(place.python(LOOK).finish().code(0).text(), "");
+    running.finish().code(1);
+}
+
+fn nothing_of_a_former_job_is_seen_by_the_next(place: &Place) {
+    let program = format!("{TRACES}subprocess.Popen(['sleep', '1000'], start_new_session=True)");
+    place.python(&program).finish().code(0);
+    assert_eq!(place.python(LOOK).finish().code(0).text(), "");
+    // Who looks can see: the same look, from inside of the same sandbox.
+    let both = format!("{TRACES}{LOOK}");
+    let seen = place.python(&both).finish().code(0);
+    for what in ["trace", "reached \0trace", "reached ('127.0.0.1', 4321)", "shm", "sem", "msg"] {
+        assert!(seen.text().contains(what), "the look is blind to {what:?}: {}", seen.text());
+    }
+}

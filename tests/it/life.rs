@@ -1,0 +1,129 @@
+//! What is left behind: by many jobs, and by a mayfly that was killed in the middle of one.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::harness::{Place, Running, Tier, eventually, on};
+
+/// In a row, here. `make soak` does a thousand.
+const RUNS: usize = 200;
+
+#[test]
+fn hundreds_of_jobs_leave_the_host_as_it_was() {
+    on(Tier::Chroot, |place| {
+        place.run(["true"]).finish().code(0);
+        let (mounts, files) = (mounts(), files(place));
+        for _ in 0..RUNS {
+            place.shell("echo x > /tmp/x; sleep 1000 & exit 0").finish().code(0);
+        }
+        assert_eq!(place.node.leftovers(), [""; 0]);
+        assert_eq!(self::files(place), files);
+        // What another program mounts for a moment goes again; what is left behind stays.
+        eventually("the host has the mounts that it had", || (self::mounts() == mounts).then_some(()));
+        // Each life is on record, and each ended.
+        let events = |name: &str| place.node.ledger().iter().filter(|record| record["event"] == name).count();
+        assert_eq!((events("clean"), events("consumed"), events("ended")), (RUNS + 1, RUNS + 1, RUNS + 1));
+        place.node.mayfly(["audit", "verify"]).finish().code(0);
+    });
+}
+
+fn mounts() -> Vec<String> {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().map(ToOwned::to_owned).collect()
+}
+
+/// Files of the node and of the image store that jobs could add to. The ledger is to grow.
+fn files(place: &Place) -> usize {
+    let data = place.node.data_dir();
+    let directories =
+        [data.clone(), data.join("images"), data.join("images/names"), data.join("images/staging")];
+    directories.iter().map(|directory| fs::read_dir(directory).unwrap().count()).sum()
+}
+
+/// A job in its middle, and the instance that runs it.
+fn in_mid_job(place: &Place) -> (Running, String) {
+    let (running, _) = place.start(place.shell("trap '' TERM HUP; echo ready; while :; do sleep 1; done"));
+    let [instance] = place.node.instances().try_into().unwrap();
+    (running, instance)
+}
+
+#[test]
+fn the_sandbox_of_a_killed_mayfly_dies_by_itself() {
+    on(Tier::Chroot, |place| {
+        let (running, _) = in_mid_job(place);
+        let sandboxes = place.node.sandboxes();
+        running.signal(Signal::KILL);
+        assert_eq!(running.finish().ended_by(), Some(9));
+        eventually("every process of the sandbox is gone", || {
+            sandboxes
+                .iter()
+                .all(|sandbox| sandbox.job().is_empty() && sandbox.agent().is_empty())
+                .then_some(())
+        });
+        eventually("the spawner is gone", || {
+            let left = place.node.leftovers();
+            left.iter().all(|what| !what.starts_with("process")).then_some(())
+        });
+        place.run(["true"]).finish().code(0);
+    });
+}
+
+#[test]
+fn the_next_mayfly_sweeps_what_a_killed_one_left_and_says_so_in_the_ledger() {
+    on(Tier::Chroot, |place| {
+        let (running, instance) = in_mid_job(place);
+        running.signal(Signal::KILL);
+        running.finish();
+        let left = place.node.leftovers().join("\n");
+        for what in ["cgroup", "mark", "uid claim"] {
+            assert!(left.contains(what), "it had no chance to remove its {what}: {left}");
+        }
+
+        place.run(["true"]).finish().code(0);
+        assert_eq!(place.node.leftovers(), [""; 0]);
+
+        let ledger = place.node.ledger();
+        let used = ledger.iter().find(|record| record["event"] == "consumed").unwrap();
+        let recovered = ledger.iter().find(|record| record["event"] == "recovered").unwrap();
+        assert_eq!(recovered["instance"], instance);
+        assert_eq!(recovered["generations"], serde_json::json!([used["generation"]]));
+        place.node.mayfly(["audit", "verify"]).finish().code(0);
+    });
+}
+
+#[test]
+fn a_mayfly_never_sweeps_what_a_live_one_uses() {
+    on(Tier::Chroot, |place| {
+        let (running, _) = in_mid_job(place);
+        let before = place.node.sandboxes()[0].job();
+        place.run(["true"]).finish().code(0);
+        assert_eq!(place.node.sandboxes()[0].job(), before);
+        running.signal(Signal::INT);
+        running.signal(Signal::INT);
+        running.finish().code(130);
+    });
+}
+
+#[test]
+fn a_mayfly_of_another_node_leaves_it_alone() {
+    on(Tier::Chroot, |place| {
+        let (running, instance) = in_mid_job(place);
+        running.signal(Signal::KILL);
+        running.finish();
+        on(Tier::Chroot, |other| drop(other.run(["true"]).finish().code(0)));
+        let left = place.node.leftovers().join("\n");
+        assert!(left.contains(&format!("instances/{instance}")), "another node took it: {left}");
+        place.run(["true"]).finish().code(0);
+    });
+}
+
+#[test]
+fn two_mayflies_at_once_do_not_disturb_each_other() {
+    on(Tier::Chroot, |place| {
+        let running: Vec<_> =
+            (0..4).map(|number| place.shell(&format!("sleep 0.2; exit {number}")).start()).collect();
+        for (number, running) in running.into_iter().enumerate() {
+            running.finish().code(number as i32);
+        }
+    });
+}
