@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt doc bench soak fuzz clean setup
+.PHONY: help run test lint fmt doc bench soak guest fuzz clean setup
 
 # Images, for `run`, `test` and `bench` alike: `make clean` takes them away, and the host keeps nothing.
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -44,6 +44,14 @@ bench: setup ## measure whole runs against bubblewrap
 soak: setup ## 1,000 runs in a row that must leave nothing behind
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
+	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
+	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
+	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000
+
+guest: setup ## run jobs in a guest with Debian's kernel and cgroup v2
+	@scripts/packages guest
+	@cargo build --release --bin mayfly
+	@scripts/as-root scripts/guest $(TARGET)/release/mayfly
 
 fuzz: ## fuzz the frame decoders of both ends, 5 minutes each
 	@scripts/packages build fuzz
