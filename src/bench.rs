@@ -59,7 +59,7 @@ pub(crate) fn run(args: &BenchArgs, places: &Places) -> ExitCode {
         spawner: PathBuf::from("/proc/self/exe"),
         settings: pool::Settings::default(),
     };
-    let measured = Builder::new_multi_thread()
+    let measured = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())

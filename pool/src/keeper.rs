@@ -197,7 +197,7 @@ impl<M: Maker> Keeper<M> {
 
     /// Says how many jobs of a kind are still to come, so that as many are made and no more.
     pub(crate) fn expect(&self, kind: &M::Kind, jobs: usize) {
-        self.core.lock().entry(kind.clone()).or_insert_with(Shelf::new).demand.expect(jobs);
+        self.core.lock().entry(kind.clone()).or_insert_with(Shelf::new).demand.expect(jobs, Instant::now());
         self.core.changed.notify_one();
     }
 
@@ -301,8 +301,13 @@ impl<M: Maker> Core<M> {
                 let keep = if target > idle_count { target * 2 } else { target };
                 discarded.extend(shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean)));
             }
-            shelves
-                .retain(|_, shelf| !shelf.is_idle() || shelf.demand.target(now, idle_count, idle_time) > 0);
+            shelves.retain(|_, shelf| {
+                let demand = &shelf.demand;
+                // What the caller expects is remembered even while nothing is there.
+                !shelf.is_idle()
+                    || !demand.is_stale(now, idle_time)
+                    || demand.target(now, idle_count, idle_time) > 0
+            });
 
             let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
             let places = self.maker.making_now(making_at_once);

@@ -30,6 +30,8 @@ pub(crate) struct Demand {
     last: Option<Instant>,
     /// Jobs that the caller knows to come.
     expected: Option<usize>,
+    /// When anybody last asked or told anything.
+    touched: Option<Instant>,
 }
 
 /// An exponentially weighted rate of events.
@@ -50,6 +52,7 @@ impl Demand {
             horizon: Duration::from_millis(10),
             last: None,
             expected: None,
+            touched: None,
         }
     }
 
@@ -58,6 +61,7 @@ impl Demand {
         self.fast.event(now);
         self.slow.event(now);
         self.last = Some(now);
+        self.touched = Some(now);
         self.expected = self.expected.map(|jobs| jobs.saturating_sub(1));
     }
 
@@ -67,8 +71,14 @@ impl Demand {
     }
 
     /// The caller knows how many jobs are still to come.
-    pub(crate) fn expect(&mut self, jobs: usize) {
+    pub(crate) fn expect(&mut self, jobs: usize, now: Instant) {
         self.expected = Some(jobs);
+        self.touched = Some(now);
+    }
+
+    /// Whether what was learnt here is of no use any more.
+    pub(crate) fn is_stale(&self, now: Instant, idle_time: Duration) -> bool {
+        self.touched.is_none_or(|at| now.duration_since(at) > idle_time)
     }
 
     /// How many should wait at `now`.
@@ -130,7 +140,7 @@ mod tests {
     #[test]
     fn no_more_wait_than_jobs_are_to_come() {
         let mut demand = Demand::new();
-        demand.expect(10);
+        demand.expect(10, Instant::now());
         let now = after(8, Duration::from_millis(1), &mut demand, Instant::now());
         assert_eq!(demand.target(now, 5, MINUTE), 2);
     }

@@ -33,7 +33,13 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(config: PoolConfig, tier: Tier, image: &str, times: usize, gap: Duration) -> Result<Self, String> {
+    pub(super) fn new(
+        config: PoolConfig,
+        tier: Tier,
+        image: &str,
+        times: usize,
+        gap: Duration,
+    ) -> Result<Self, String> {
         let job = Job {
             schema_version: 1,
             tier: Some(tier),
@@ -42,7 +48,8 @@ impl Bench {
             env: BTreeMap::new(),
             ..Job::default()
         };
-        let origin = Origin { id: "bench".to_owned(), tenant: "local".to_owned(), attempt: 1, queued: Duration::ZERO };
+        let origin =
+            Origin { id: "bench".to_owned(), tenant: "local".to_owned(), attempt: 1, queued: Duration::ZERO };
         let job = admit(job, origin, &Policy::default()).map_err(|refusal| refusal.report().why)?;
         Ok(Self { config, job, times, gap })
     }
@@ -54,7 +61,8 @@ impl Bench {
     }
 
     async fn worker(&self, settings: Settings) -> Result<Worker, String> {
-        let pool = Pool::open(&PoolConfig { settings, ..self.config.clone() }).map_err(|error| causes(&error))?;
+        let pool =
+            Pool::open(&PoolConfig { settings, ..self.config.clone() }).map_err(|error| causes(&error))?;
         Ok(Worker::new(pool, worker::Settings::default()))
     }
 
@@ -78,16 +86,20 @@ impl Bench {
 
         let worker = self.worker(Settings::default()).await?;
         let mut cold = Vec::new();
+        // No job is to come, as far as the pool knows: nothing is made ahead.
+        worker.pool().expect(&self.job.want, 0).map_err(|error| causes(&error))?;
         for _ in 0..self.times {
-            // Each job is the last one: nothing is made ahead.
-            worker.pool().expect(&self.job.want, 1).map_err(|error| causes(&error))?;
             sleep(self.gap).await;
             let (result, _) = work(&worker, &self.job).await?;
             cold.push(Duration::from_micros(result.phases.checkout_us));
         }
         worker.into_pool().close().await;
         Ok(vec![
-            Row::latency("warm", "request to the first byte of the job's stdout, a clean sandbox waiting", warm),
+            Row::latency(
+                "warm",
+                "request to the first byte of the job's stdout, a clean sandbox waiting",
+                warm,
+            ),
             Row::latency("making", "an empty pool's checkout: from nothing to a clean sandbox", cold),
             Row::latency("clean", "end of the job to the next clean sandbox in the same place", clean),
         ])
@@ -95,7 +107,9 @@ impl Bench {
 
     /// As many jobs at once as sandboxes wait.
     pub(super) async fn burst(&self, size: usize) -> Result<Row, String> {
-        let worker = self.worker(Settings { idle_count: size, max_instances: 2 * size, ..Settings::default() }).await?;
+        let worker = self
+            .worker(Settings { idle_count: size, max_instances: 2 * size, ..Settings::default() })
+            .await?;
         self.prime(&worker, size)?;
         wait_for_ready(worker.pool(), size).await?;
         worker.pool().expect(&self.job.want, size).map_err(|error| causes(&error))?;
@@ -112,7 +126,11 @@ impl Bench {
             firsts.push(first.duration_since(asked));
         }
         close(worker).await;
-        Ok(Row::latency(format!("burst of {size}"), "all at once on as many clean sandboxes: request to first byte, each", firsts))
+        Ok(Row::latency(
+            format!("burst of {size}"),
+            "all at once on as many clean sandboxes: request to first byte, each",
+            firsts,
+        ))
     }
 
     /// A tenfold step in arrivals, and how many jobs after one refill horizon found no sandbox waiting.
@@ -127,7 +145,8 @@ impl Bench {
             let mut tick = tokio::time::interval(every);
             for position in 0..count {
                 tick.tick().await;
-                let (worker, job, after_step) = (Arc::clone(&worker), self.job.clone(), (every == FAST).then_some(position));
+                let (worker, job, after_step) =
+                    (Arc::clone(&worker), self.job.clone(), (every == FAST).then_some(position));
                 jobs.spawn(async move { (after_step, work(&worker, &job).await) });
             }
         }
@@ -144,9 +163,18 @@ impl Bench {
             }
         }
         close(worker).await;
-        let count = |name: &str, boundary, count, of| Row { name: name.to_owned(), boundary, figure: Figure::Count { count, of } };
+        let count = |name: &str, boundary, count, of| Row {
+            name: name.to_owned(),
+            boundary,
+            figure: Figure::Count { count, of },
+        };
         Ok(vec![
-            count("step x10, at once", "cold checkouts in the first 0.25 s after arrivals went from 10/s to 100/s", within, horizon),
+            count(
+                "step x10, at once",
+                "cold checkouts in the first 0.25 s after arrivals went from 10/s to 100/s",
+                within,
+                horizon,
+            ),
             count("step x10, after", "cold checkouts after that", after, 200 - horizon),
         ])
     }
@@ -217,7 +245,9 @@ async fn wait_for_ready(pool: &Pool, count: usize) -> Result<(), String> {
     let began = Instant::now();
     while pool.status().iter().map(|kind| kind.ready).sum::<usize>() < count {
         if began.elapsed() > PATIENCE {
-            return Err(format!("no {count} sandboxes were clean after {PATIENCE:?}; MAYFLY_LOG=warn says why"));
+            return Err(format!(
+                "no {count} sandboxes were clean after {PATIENCE:?}; MAYFLY_LOG=warn says why"
+            ));
         }
         sleep(Duration::from_micros(200)).await;
     }

@@ -18,16 +18,30 @@ pub(super) fn floor(rootfs: &Path, times: usize, gap: Duration) -> Result<Row, S
         sleep(gap);
         all.push(first_byte(Command::new(&program).arg("hello"))?);
     }
-    Ok(Row::latency("floor", "posix_spawn of the same program with a pipe to its first byte: no isolation at all", all))
+    Ok(Row::latency(
+        "floor",
+        "posix_spawn of the same program with a pipe to its first byte: no isolation at all",
+        all,
+    ))
 }
 
 /// Every peer that this host has. One that does not start is left out: it is not what is measured.
 pub(super) fn installed(rootfs: &Path, times: usize) -> Vec<Row> {
     let root = rootfs.to_string_lossy().into_owned();
-    let bwrap = ["--unshare-all", "--ro-bind", &root, "/", "--proc", "/proc", "--dev", "/dev", "/bin/echo", "hello"];
+    let bwrap =
+        ["--unshare-all", "--ro-bind", &root, "/", "--proc", "/proc", "--dev", "/dev", "/bin/echo", "hello"];
     let nspawn = [
-        "--quiet", "--register=no", "--keep-unit", "--read-only", "--private-network", "--private-users=pick",
-        "--console=pipe", "-D", &root, "/bin/echo", "hello",
+        "--quiet",
+        "--register=no",
+        "--keep-unit",
+        "--read-only",
+        "--private-network",
+        "--private-users=pick",
+        "--console=pipe",
+        "-D",
+        &root,
+        "/bin/echo",
+        "hello",
     ];
     let peers: [(&str, &str, &[&str], usize); 2] =
         [("bwrap", "bwrap", &bwrap, times), ("systemd-nspawn", "systemd-nspawn", &nspawn, times.min(30))];

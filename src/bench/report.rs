@@ -32,7 +32,9 @@ impl Row {
     pub(super) fn latency(name: impl Into<String>, boundary: &'static str, mut all: Vec<Duration>) -> Self {
         all.sort();
         let n = all.len();
-        let at = |percent: usize| all.get((n * percent / 100).min(n.saturating_sub(1))).map_or(0, |d| d.as_micros() as u64);
+        let at = |percent: usize| {
+            all.get((n * percent / 100).min(n.saturating_sub(1))).map_or(0, |d| d.as_micros() as u64)
+        };
         let figure = Figure::Latency { p50_us: at(50), p95_us: at(95), p99_us: at(99), n };
         Self { name: name.into(), boundary, figure }
     }
@@ -73,7 +75,8 @@ impl Report {
             match figure {
                 Figure::Latency { p50_us, p95_us, p99_us, .. } => {
                     let ratio = floor.map_or(String::new(), |floor| format!("{:.1}", *p50_us as f64 / floor));
-                    let [p50, p95, p99] = [p50_us, p95_us, p99_us].map(|us| format!("{:.2} ms", *us as f64 / 1000.0));
+                    let [p50, p95, p99] =
+                        [p50_us, p95_us, p99_us].map(|us| format!("{:.2} ms", *us as f64 / 1000.0));
                     writeln!(out, "{name:18} {p50:>10} {p95:>10} {p99:>10} {ratio:>8}  {boundary}")?;
                 }
                 Figure::Rate { per_second, n } => {

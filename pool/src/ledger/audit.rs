@@ -400,9 +400,10 @@ mod tests {
         for _ in 0..16 {
             let generation = Id::random();
             let crashed = Planted::new(vec![clean(generation), consumed(generation, "a")]);
-            let (length, chain) = crashed.lines.iter().fold((0, Chain::default()), |(length, chain), line| {
-                (length + line.len() as u64, chain.read(line.trim_end()).unwrap().1)
-            });
+            let (length, chain) =
+                crashed.lines.iter().fold((0, Chain::default()), |(length, chain), line| {
+                    (length + line.len() as u64, chain.read(line.trim_end()).unwrap().1)
+                });
             let recovered = Planted::new(vec![
                 Event::Recovered {
                     instance: crashed.instance,
