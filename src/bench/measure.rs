@@ -60,7 +60,7 @@ impl Bench {
         Ok(Store::open(&self.config.data_dir.join("images"))?.resolve(reference)?.rootfs.clone())
     }
 
-    async fn worker(&self, settings: Settings) -> Result<Worker, String> {
+    fn worker(&self, settings: Settings) -> Result<Worker, String> {
         let pool =
             Pool::open(&PoolConfig { settings, ..self.config.clone() }).map_err(|error| causes(&error))?;
         Ok(Worker::new(pool, worker::Settings::default()))
@@ -69,7 +69,7 @@ impl Bench {
     /// Warm, cold and clean, one job at a time.
     pub(super) async fn latencies(&self) -> Result<Vec<Row>, String> {
         // One place: what is given back must be gone and made anew before the next can be ready.
-        let worker = self.worker(Settings { idle_count: 1, max_instances: 1, ..Settings::default() }).await?;
+        let worker = self.worker(Settings { idle_count: 1, max_instances: 1, ..Settings::default() })?;
         self.prime(&worker, 1)?;
         let (mut warm, mut clean) = (Vec::new(), Vec::new());
         wait_for_ready(worker.pool(), 1).await?;
@@ -77,14 +77,14 @@ impl Bench {
             sleep(self.gap).await;
             let asked = Instant::now();
             let (result, first) = work(&worker, &self.job).await?;
-            let ended = asked.elapsed() - Duration::from_micros(result.phases.clean_us);
+            let ended = asked.elapsed().saturating_sub(Duration::from_micros(result.phases.clean_us));
             wait_for_ready(worker.pool(), 1).await?;
-            clean.push(asked.elapsed() - ended);
+            clean.push(asked.elapsed().saturating_sub(ended));
             warm.push(first.duration_since(asked));
         }
         worker.into_pool().close().await;
 
-        let worker = self.worker(Settings::default()).await?;
+        let worker = self.worker(Settings::default())?;
         let mut cold = Vec::new();
         // No job is to come, as far as the pool knows: nothing is made ahead.
         worker.pool().expect(&self.job.want, 0).map_err(|error| causes(&error))?;
@@ -107,9 +107,8 @@ impl Bench {
 
     /// As many jobs at once as sandboxes wait.
     pub(super) async fn burst(&self, size: usize) -> Result<Row, String> {
-        let worker = self
-            .worker(Settings { idle_count: size, max_instances: 2 * size, ..Settings::default() })
-            .await?;
+        let worker =
+            self.worker(Settings { idle_count: size, max_instances: 2 * size, ..Settings::default() })?;
         self.prime(&worker, size)?;
         wait_for_ready(worker.pool(), size).await?;
         worker.pool().expect(&self.job.want, size).map_err(|error| causes(&error))?;
@@ -137,7 +136,7 @@ impl Bench {
     pub(super) async fn step(&self) -> Result<Vec<Row>, String> {
         const SLOW: Duration = Duration::from_millis(100);
         const FAST: Duration = Duration::from_millis(10);
-        let worker = Arc::new(self.worker(Settings { idle_count: 1, ..Settings::default() }).await?);
+        let worker = Arc::new(self.worker(Settings { idle_count: 1, ..Settings::default() })?);
         self.prime(&worker, usize::MAX)?;
         wait_for_ready(worker.pool(), 1).await?;
         let mut jobs = JoinSet::new();
@@ -181,7 +180,7 @@ impl Bench {
 
     /// As many jobs as this host can do, each in a sandbox of its own.
     pub(super) async fn sustained(&self, during: Duration) -> Result<Row, String> {
-        let worker = Arc::new(self.worker(Settings::default()).await?);
+        let worker = Arc::new(self.worker(Settings::default())?);
         self.prime(&worker, usize::MAX)?;
         let mut job = self.job.clone();
         job.command = vec!["/bin/true".to_owned()];
@@ -216,7 +215,7 @@ impl Bench {
 
     /// What one waiting sandbox holds: agent and armed process, shared pages divided among those who share them.
     pub(super) async fn idle_memory(&self, count: usize) -> Result<Vec<Row>, String> {
-        let worker = self.worker(Settings { idle_count: count, ..Settings::default() }).await?;
+        let worker = self.worker(Settings { idle_count: count, ..Settings::default() })?;
         self.prime(&worker, count)?;
         wait_for_ready(worker.pool(), count).await?;
         let pids = worker.pool().sandbox_pids();
