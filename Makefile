@@ -36,14 +36,17 @@ doc: ## build the API documentation
 	@scripts/packages build
 	cargo doc --workspace --no-deps
 
-bench: setup ## measure whole runs against bubblewrap
+bench: setup ## measure whole runs, sandboxes and a batch, beside bubblewrap
 	@scripts/packages bench
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/bench $(TARGET)/release/mayfly
+	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly
 
-soak: setup ## 1,000 runs in a row that must leave nothing behind
+soak: setup ## 1,000 runs that must leave nothing, 50 kills of a batch that must lose nothing
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
+	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
+	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000

@@ -36,7 +36,11 @@ enum Question {
 }
 
 /// Reads the ledger and prints the answer.
-pub(crate) fn run(args: AuditArgs, places: &Places, out: &mut impl Write) -> Result<io::Result<ExitCode>, LedgerError> {
+pub(crate) fn run(
+    args: AuditArgs,
+    places: &Places,
+    out: &mut impl Write,
+) -> Result<io::Result<ExitCode>, LedgerError> {
     Ok(match args.question {
         Question::Verify { json } => verify(&pool::audit(&places.data_dir, &places.run_dir)?, json, out),
         Question::Show { job, json } => show(&job, &pool::story(&places.data_dir, &job)?, json, out),
@@ -76,11 +80,16 @@ fn sentence(finding: &Finding) -> String {
         Finding::NeverClean { generation } => format!("generation {generation} was never found clean"),
         Finding::UsedAfterEnd { generation } => format!("generation {generation} was used after its end"),
         Finding::NoEnd { generation, instance } => {
-            format!("generation {generation} has no end, and its process {instance} is dead: run `mayfly reap`")
+            format!(
+                "generation {generation} has no end, and its process {instance} is dead: run `mayfly reap`"
+            )
         }
         Finding::Damaged { path, line, what } => format!("{}, line {line}: {what}", path.display()),
         Finding::Torn { path, bytes } => {
-            format!("{} ends with {bytes} bytes that are no record: after a crash run `mayfly reap`", path.display())
+            format!(
+                "{} ends with {bytes} bytes that are no record: after a crash run `mayfly reap`",
+                path.display()
+            )
         }
         Finding::Changed { path } => format!("{} is not what it was when it was recovered", path.display()),
     }
@@ -88,7 +97,8 @@ fn sentence(finding: &Finding) -> String {
 
 fn show(job: &str, story: &Story, json: bool, out: &mut impl Write) -> io::Result<ExitCode> {
     if json {
-        let records: Vec<_> = story.iter().map(|(at, event)| serde_json::json!({ "at": at, "record": event })).collect();
+        let records: Vec<_> =
+            story.iter().map(|(at, event)| serde_json::json!({ "at": at, "record": event })).collect();
         serde_json::to_writer_pretty(&mut *out, &records)?;
         writeln!(out)?;
     } else if story.is_empty() {
@@ -103,9 +113,14 @@ fn show(job: &str, story: &Story, json: bool, out: &mut impl Write) -> io::Resul
 
 fn line(event: &Event) -> String {
     match event {
-        Event::Clean { generation, tier, image } => format!("generation {generation} is clean: {tier}, {image}"),
+        Event::Clean { generation, tier, image } => {
+            format!("generation {generation} is clean: {tier}, {image}")
+        }
         Event::Consumed { generation, job } => {
-            format!("generation {generation} serves {}, attempt {}, tenant {}", job.id, job.attempt, job.tenant)
+            format!(
+                "generation {generation} serves {}, attempt {}, tenant {}",
+                job.id, job.attempt, job.tenant
+            )
         }
         Event::Ended { generation, how } => format!("generation {generation} {}", how.word()),
         Event::Recovered { instance, .. } => format!("ended by the crash of process {instance}"),

@@ -14,14 +14,18 @@ use worker::{ErrorReport, causes};
 
 use crate::{
     audit::{self, AuditArgs},
+    batch::{self, BatchArgs},
     bench::{self, BenchArgs},
+    cancel::{self, CancelArgs},
     complaint::complain,
     doctor::{self, DoctorArgs},
     exit,
     image::{self, ImageArgs},
+    pool_status::{self, PoolArgs},
     reap::{self, ReapArgs},
     run::{self, RunArgs},
     schema::{self, SchemaArgs},
+    status::{self, StatusArgs},
 };
 
 /// Runs jobs of AI agents, each in a sandbox that lives for that job only.
@@ -54,6 +58,10 @@ pub(crate) struct Places {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<RunArgs>),
+    Batch(BatchArgs),
+    Status(StatusArgs),
+    Cancel(CancelArgs),
+    Pool(PoolArgs),
     Image(ImageArgs),
     Doctor(DoctorArgs),
     Audit(AuditArgs),
@@ -74,6 +82,10 @@ pub(crate) fn main() -> ExitCode {
     log();
     match verb {
         Verb::Run(args) => run::run(*args, &places),
+        Verb::Batch(args) => batch::run(args, &places),
+        Verb::Status(args) => asked(status::run(&args, &places, &mut io::stdout().lock())),
+        Verb::Cancel(args) => asked(cancel::run(&args, &places, &mut io::stdout().lock())),
+        Verb::Pool(args) => asked(pool_status::run(&args, &places, &mut io::stdout().lock())),
         Verb::Image(args) => image::run(args, &places.data_dir).unwrap_or_else(|error| {
             let hint = error.hint().unwrap_or_else(|| "`mayfly doctor` looks at this host".to_owned());
             failed(&ErrorReport::new("image", causes(&error), hint))
@@ -85,13 +97,17 @@ pub(crate) fn main() -> ExitCode {
         }
         Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {
             Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),
-            Err(error) => {
-                failed(&ErrorReport::new("audit", causes(&error), "run it as root, on the node's own data directory"))
-            }
+            Err(error) => failed(&ErrorReport::new(
+                "audit",
+                causes(&error),
+                "run it as root, on the node's own data directory",
+            )),
         },
         Verb::Reap(args) => match reap::run(&args, &places, &mut io::stdout().lock()) {
             Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),
-            Err(error) => failed(&ErrorReport::new("reap", causes(&error), "`mayfly doctor` looks at this host")),
+            Err(error) => {
+                failed(&ErrorReport::new("reap", causes(&error), "`mayfly doctor` looks at this host"))
+            }
         },
         Verb::Bench(args) => bench::run(&args, &places),
         Verb::Schema(args) => schema::run(&args).unwrap_or_else(|error| no_output(&error)),
@@ -120,6 +136,17 @@ fn images(places: &Places) -> Result<Vec<String>, String> {
         .iter()
         .flat_map(|image| image.names.iter().map(|name| format!("{name}@{}", image.manifest.digest)))
         .collect())
+}
+
+/// A question to live processes ends.
+fn asked(answered: io::Result<ExitCode>) -> ExitCode {
+    answered.unwrap_or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let hint = "ask as the user who runs them";
+            failed(&ErrorReport::new("cannot ask the mayflies of this host", error.to_string(), hint))
+        }
+        _ => no_output(&error),
+    })
 }
 
 fn failed(report: &ErrorReport) -> ExitCode {

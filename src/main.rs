@@ -1,17 +1,21 @@
 //! `mayfly`: the one executable that people and the pool call.
 
 mod audit;
+mod batch;
 mod bench;
+mod cancel;
 mod cli;
 mod complaint;
 mod doctor;
 mod exit;
 mod get;
 mod image;
+mod pool_status;
 mod put;
 mod reap;
 mod run;
 mod schema;
+mod status;
 mod streams;
 mod summary;
 

@@ -25,7 +25,11 @@ pub(crate) struct ReapArgs {
 }
 
 /// Reaps and prints what was found.
-pub(crate) fn run(args: &ReapArgs, places: &Places, out: &mut impl Write) -> Result<io::Result<ExitCode>, OpenError> {
+pub(crate) fn run(
+    args: &ReapArgs,
+    places: &Places,
+    out: &mut impl Write,
+) -> Result<io::Result<ExitCode>, OpenError> {
     let leftovers = pool::reap(&places.data_dir, &places.run_dir, args.dry_run)?;
     Ok(print(args, &leftovers, out).map(|()| ExitCode::SUCCESS))
 }

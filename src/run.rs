@@ -227,6 +227,7 @@ async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
         stdin: stdin.then(|| Box::new(tokio::io::stdin()) as _),
         stdout: live.then(|| Box::new(Stdout::new(ending.clone(), trouble.clone())) as _),
         stderr: live.then(|| Box::new(tokio::io::stderr()) as _),
+        ..Company::default()
     };
     let result = worker.work(&job, company, &mut artifacts, cancelled).await;
     worker.into_pool().close().await;

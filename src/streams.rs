@@ -72,7 +72,7 @@ impl Signals {
     }
 
     /// Waits for the next one.
-    async fn next(&mut self) -> u8 {
+    pub(crate) async fn next(&mut self) -> u8 {
         let kind = tokio::select! {
             _ = self.hangup.recv() => SignalKind::hangup(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),

@@ -2,9 +2,42 @@
 //!
 //! - [`admit()`]: a job as its author wrote it becomes an assignment, or a [`Refusal`] that says why not.
 //! - [`Policy`]: what the jobs of one tenant may ask for.
+//! - [`Queue`] and [`Store`]: where jobs come from, and where their results go. The embedded ones serve a batch.
+//! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
+//! - [`Batch`]: a file of jobs, run to its end on this machine.
+//! - [`control`]: how other processes ask a live one.
 
 mod admit;
+mod batch;
+mod board;
+#[cfg(test)]
+mod contract;
+pub mod control;
+mod dispatch;
+mod failpoint;
+mod intake;
+mod journal;
+mod key;
+mod outcomes;
 mod policy;
+mod queue;
+mod results;
+mod retry;
+mod stop;
+mod store;
+mod tally;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
+pub use batch::{Batch, BatchError, Plan, Running};
+pub use board::{Board, RunningJob};
+pub use dispatch::{DispatchError, Dispatcher, Runner};
+pub use intake::{Defaults, IntakeError};
+pub use journal::JournalError;
+pub use key::{BadKey, JobKey};
 pub use policy::Policy;
+pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
+pub use results::ResultsError;
+pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};
+pub use stop::{Stage, Stop, Stopper, stop};
+pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError};
+pub use tally::{PhaseTimes, Tally, shown};

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::{Node, Running, eventually};
 
 /// A job file's line.
-fn job(id: &str, command: &[&str], more: Value) -> String {
+fn job(id: &str, command: &[&str], more: &Value) -> String {
     let mut job = json!({ "schema_version": 1, "id": id, "image": "minimal", "command": command });
     job.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
     job.to_string()
@@ -50,7 +50,7 @@ impl Files {
 
     /// Lines in the results file, while it is being written.
     fn ended(&self) -> usize {
-        fs::read(&self.results).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
+        fs::read(&self.results).map_or(0, |bytes| bytes.split(|byte| *byte == b'\n').count() - 1)
     }
 
     fn has_state(&self) -> bool {
@@ -79,15 +79,15 @@ fn wait_until_busy(node: &Node, running: &Running) -> Value {
 fn every_line_of_a_mixed_batch_ends_with_what_became_of_it() {
     let node = Node::new();
     let lines = [
-        job("fine", &["sh", "-c", "echo out; echo err >&2"], json!({})),
-        job("fails", &["sh", "-c", "exit 3"], json!({})),
-        job("slow", &["sleep", "1000"], json!({ "timeout": "200ms", "grace": "100ms" })),
-        job("missing", &["no-such-program"], json!({})),
+        job("fine", &["sh", "-c", "echo out; echo err >&2"], &json!({})),
+        job("fails", &["sh", "-c", "exit 3"], &json!({})),
+        job("slow", &["sleep", "1000"], &json!({ "timeout": "200ms", "grace": "100ms" })),
+        job("missing", &["no-such-program"], &json!({})),
         "{ not json".to_owned(),
         String::new(),
-        job("fine", &["true"], json!({})),
-        job("unknown-field", &["true"], json!({ "privileged": true })),
-        job("no-image", &["true"], json!({ "image": "no-such-image" })),
+        job("fine", &["true"], &json!({})),
+        job("unknown-field", &["true"], &json!({ "privileged": true })),
+        job("no-image", &["true"], &json!({ "image": "no-such-image" })),
         json!({ "schema_version": 1, "command": ["true"] }).to_string(),
     ];
     let files = files(&node, "mixed", &lines);
@@ -127,15 +127,23 @@ fn a_batch_that_is_killed_again_and_again_ends_every_job_once() {
     const KILLS: usize = 5;
     let node = Node::new();
     let lines: Vec<_> = (0..JOBS)
-        .map(|n| job(&format!("job-{n}"), &["sh", "-c", "echo $$"], json!({ "idempotent": n % 2 == 0, "max_attempts": 20 })))
+        .map(|n| {
+            job(
+                &format!("job-{n}"),
+                &["sh", "-c", "echo $$"],
+                &json!({ "idempotent": n % 2 == 0, "max_attempts": 20 }),
+            )
+        })
         .collect();
     let files = files(&node, "killed", &lines);
+    let mut dead = Vec::new();
     for kill in 0..KILLS {
         let running = node.mayfly(files.words(&["--resume", "--jobs", "6"])).start();
         // Each time a little further, and never at the same moment of a group.
         let before = files.ended();
         eventually("some more jobs have ended", || (files.ended() > before + 7 * kill).then_some(()));
         running.signal(Signal::KILL);
+        dead.push(format!("{}-", running.pid()));
         assert_eq!(running.finish().ended_by(), Some(9));
         assert!(files.has_state());
     }
@@ -165,15 +173,19 @@ fn a_batch_that_is_killed_again_and_again_ends_every_job_once() {
     assert_eq!(audit["alive"], 0);
     assert!(!files.has_state());
     assert_eq!(node.leftovers(), [""; 0]);
+    let sockets = fs::read_dir(Node::run_dir().join("control")).unwrap().flatten();
+    let of_the_dead = |name: &str| dead.iter().any(|pid| name.starts_with(pid.as_str()));
+    assert!(!sockets.into_iter().any(|entry| of_the_dead(entry.file_name().to_str().unwrap())));
 }
 
 #[test]
 fn two_batches_and_single_runs_go_on_side_by_side() {
     let node = Node::new();
-    let lines: Vec<_> = (0..60).map(|n| job(&format!("job-{n}"), &["true"], json!({}))).collect();
+    let lines: Vec<_> = (0..60).map(|n| job(&format!("job-{n}"), &["true"], &json!({}))).collect();
     let both = [files(&node, "one", &lines), files(&node, "two", &lines)];
     let batches: Vec<_> = both.iter().map(|files| node.mayfly(files.words(&[])).start()).collect();
-    let runs: Vec<_> = (0..3).map(|_| node.mayfly(["run", "--image", "minimal"]).job(["true"]).start()).collect();
+    let runs: Vec<_> =
+        (0..3).map(|_| node.mayfly(["run", "--image", "minimal"]).job(["true"]).start()).collect();
     for running in batches.into_iter().chain(runs) {
         running.finish().code(0);
     }
@@ -188,7 +200,7 @@ fn two_batches_and_single_runs_go_on_side_by_side() {
 #[test]
 fn one_ctrl_c_lets_running_jobs_end_and_keeps_the_rest_for_later() {
     let node = Node::new();
-    let lines: Vec<_> = (0..40).map(|n| job(&format!("job-{n}"), &["sleep", "0.3"], json!({}))).collect();
+    let lines: Vec<_> = (0..40).map(|n| job(&format!("job-{n}"), &["sleep", "0.3"], &json!({}))).collect();
     let files = files(&node, "stopped", &lines);
     let running = node.mayfly(files.words(&["--jobs", "3"])).start();
     wait_until_busy(&node, &running);
@@ -209,20 +221,25 @@ fn a_second_ctrl_c_ends_running_jobs_and_repeats_only_those_that_may_be() {
     let node = Node::new();
     let endless = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
     let lines = [
-        job("once", &endless, json!({ "timeout": "1h" })),
-        job("again", &endless, json!({ "timeout": "2s", "idempotent": true })),
-        job("last", &["true"], json!({})),
+        job("once", &endless, &json!({ "timeout": "1h" })),
+        job("again", &endless, &json!({ "timeout": "2s", "idempotent": true })),
+        job("last", &["true"], &json!({})),
     ];
     let files = files(&node, "aborted", &lines);
     let running = node.mayfly(files.words(&["--jobs", "2"])).start();
     wait_until_busy(&node, &running);
     running.signal(Signal::INT);
-    eventually("it is stopping", || status(&node, &running)?["stopping"].as_bool().filter(|stopping| *stopping));
+    eventually("it is stopping", || {
+        status(&node, &running)?["stopping"].as_bool().filter(|stopping| *stopping)
+    });
     running.signal(Signal::INT);
     running.finish().code(130);
     let outcomes = |files: &Files| -> Vec<(String, String)> {
         let results = files.results();
-        results.iter().map(|(id, result)| (id.clone(), result["outcome"].as_str().unwrap().to_owned())).collect()
+        results
+            .iter()
+            .map(|(id, result)| (id.clone(), result["outcome"].as_str().unwrap().to_owned()))
+            .collect()
     };
     assert_eq!(outcomes(&files), [("once".to_owned(), "cancelled".to_owned())]);
     assert_eq!(node.leftovers(), [""; 0]);
@@ -234,8 +251,8 @@ fn a_second_ctrl_c_ends_running_jobs_and_repeats_only_those_that_may_be() {
 #[test]
 fn a_live_batch_answers_and_cancels() {
     let node = Node::new();
-    let mut lines = vec![job("long", &["sleep", "1000"], json!({ "timeout": "1h" }))];
-    lines.extend((0..3).map(|n| job(&format!("waits-{n}"), &["true"], json!({}))));
+    let mut lines = vec![job("long", &["sleep", "1000"], &json!({ "timeout": "1h" }))];
+    lines.extend((0..3).map(|n| job(&format!("waits-{n}"), &["true"], &json!({}))));
     let files = files(&node, "live", &lines);
     let running = node.mayfly(files.words(&["--jobs", "1"])).start();
     let seen = wait_until_busy(&node, &running);
@@ -248,7 +265,8 @@ fn a_live_batch_answers_and_cancels() {
     assert_eq!((&waits[0]["state"], &waits[0]["cancelled"]), (&json!("waiting"), &json!(false)));
     assert!(waits[0]["waiting_for"].as_str().unwrap().contains("all 1 slots are taken"), "{waits}");
     let pools = node.mayfly(["pool", "status", "--json"]).finish().code(0).json();
-    let leased = |kind: &Value| kind["leased"] == 1 && kind["image"].as_str().unwrap().starts_with("minimal@");
+    let leased =
+        |kind: &Value| kind["leased"] == 1 && kind["image"].as_str().unwrap().starts_with("minimal@");
     assert!(pools.as_array().unwrap().iter().any(leased), "{pools}");
 
     node.mayfly(["cancel", "waits-2"]).finish().code(0);
@@ -266,7 +284,7 @@ fn a_live_batch_answers_and_cancels() {
 #[test]
 fn files_that_cannot_be_used_are_refused_before_anything_runs() {
     let node = Node::new();
-    let files = files(&node, "refused", &[job("one", &["true"], json!({}))]);
+    let files = files(&node, "refused", &[job("one", &["true"], &json!({}))]);
     let other = node.write("other", "somebody's notes\n");
     for (jobs, results, why) in [
         ("/no/such/file", files.results.as_str(), "cannot read the jobs file"),
@@ -277,7 +295,10 @@ fn files_that_cannot_be_used_are_refused_before_anything_runs() {
     ] {
         node.mayfly(["batch", jobs, "-o", results]).finish().code(125).says(&[why, "hint:"]);
     }
-    node.mayfly(["batch", &files.jobs, "-o", &other, "--resume"]).finish().code(125).says(&["is no result of mayfly"]);
+    node.mayfly(["batch", &files.jobs, "-o", &other, "--resume"])
+        .finish()
+        .code(125)
+        .says(&["is no result of mayfly"]);
     assert_eq!(fs::read_to_string(&other).unwrap(), "somebody's notes\n");
     assert_eq!(node.instances(), [""; 0], "no pool was opened for any of them");
 }

@@ -11,6 +11,7 @@ mod job;
 mod output;
 #[cfg(test)]
 mod peer;
+mod progress;
 mod report;
 mod result;
 mod run;
@@ -26,6 +27,7 @@ pub use cancel::{Cancelled, Canceller, cancellation};
 pub use collect::{Arrival, ArtifactSink, Caps, Discard, literal_root};
 pub use job::{Class, File, FileContent, Job, JobLimits, Trust};
 pub use output::Live;
+pub use progress::{Phase, Progress};
 pub use result::{
     Artifact, ErrorReport, JobResult, ObservedBy, Outcome, Phases, SkippedArtifact, Text, UsageReport, causes,
 };

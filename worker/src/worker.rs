@@ -14,6 +14,7 @@ use crate::{
     cancel::{Cancelled, Urgency},
     collect::{ArtifactSink, Caps, collect},
     output::{Live, Output},
+    progress::{Phase, Progress},
     report::Report,
     result::JobResult,
     run::{Orders, run},
@@ -55,6 +56,8 @@ pub struct Company {
     pub stdout: Option<Live>,
     /// Reads its stderr.
     pub stderr: Option<Live>,
+    /// Hears which phase it is in.
+    pub progress: Progress,
 }
 
 impl fmt::Debug for Company {
@@ -63,6 +66,7 @@ impl fmt::Debug for Company {
             .field("stdin", &self.stdin.is_some())
             .field("stdout", &self.stdout.is_some())
             .field("stderr", &self.stderr.is_some())
+            .field("progress", &self.progress)
             .finish()
     }
 }
@@ -83,7 +87,9 @@ impl Worker {
         mut cancelled: Cancelled,
     ) -> JobResult {
         let mut report = Report::new(job);
+        let progress = company.progress.clone();
 
+        progress.enter(Phase::Checkout);
         let clock = Instant::now();
         let checkout = tokio::select! {
             biased;
@@ -107,6 +113,7 @@ impl Worker {
         let story = Story { job, config: &config, settings: &self.settings };
         story.tell(&mut lease, company, artifacts, cancelled, &mut report).await;
 
+        progress.enter(Phase::Clean);
         give_back(lease, &mut report).await;
         report.done()
     }
@@ -141,6 +148,7 @@ impl Story<'_> {
         mut cancelled: Cancelled,
         report: &mut Report<'_>,
     ) {
+        company.progress.enter(Phase::Stage);
         let clock = Instant::now();
         let staged = tokio::select! {
             biased;
@@ -159,6 +167,7 @@ impl Story<'_> {
             (live, _) => live,
         };
 
+        company.progress.enter(Phase::Run);
         let clock = Instant::now();
         let orders = Orders::new(self.job, self.config, stdin.is_some());
         let outputs =
@@ -177,6 +186,7 @@ impl Story<'_> {
         if !may_be_asked {
             return report.note("artifacts could not be collected: the sandbox was not to be asked any more");
         }
+        company.progress.enter(Phase::Collect);
         let clock = Instant::now();
         let caps = self.settings.caps;
         let collected = collect(sandbox.channel(), &self.job.artifacts, caps, artifacts, cancelled).await;

@@ -1,0 +1,332 @@
+//! The unix socket of a live process: others ask it what it does, and to cancel a job.
+//!
+//! ```text
+//! <run dir>/control/<pid>-<random>.sock      mode 0600; one JSON object a line, a question and its answer
+//! ```
+
+pub mod client;
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use pool::KindStatus;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    board::RunningJob,
+    dispatch::{Dispatcher, Runner},
+    key::JobKey,
+    queue::Queue,
+    stop::{Stage, Stop},
+    store::{Cancelling, JobState, Store},
+};
+
+/// The version of the questions and answers.
+const VERSION: u32 = 1;
+/// The longest question.
+const LONGEST: u64 = 64 * 1024;
+/// How long a connection may stay without a word.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Whose job is meant by an id alone.
+const TENANT: &str = "local";
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// What goes on.
+    Status,
+    /// What is known of a job: `ID` or `TENANT/ID`.
+    Job {
+        /// Which.
+        job: String,
+    },
+    /// The job is not wanted any more.
+    Cancel {
+        /// Which.
+        job: String,
+    },
+    /// How the sandboxes stand.
+    Pool,
+}
+
+/// An answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Status`].
+    Status(Status),
+    /// To [`Ask::Job`]; missing if it is not known here.
+    Job {
+        /// What is known.
+        job: Option<JobStatus>,
+    },
+    /// To [`Ask::Cancel`].
+    Cancel {
+        /// What became of it.
+        cancelled: CancelStatus,
+    },
+    /// To [`Ask::Pool`].
+    Pool {
+        /// One for each kind of sandbox.
+        kinds: Vec<KindStatus>,
+    },
+    /// The question cannot be answered.
+    Error {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A line in either direction.
+#[derive(Debug, Serialize, Deserialize)]
+struct Envelope<T> {
+    version: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+/// Who a live process is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its process id.
+    pub pid: u32,
+    /// What it was started for, such as `batch`.
+    pub verb: String,
+    /// The file of jobs.
+    pub jobs: PathBuf,
+    /// The file of results.
+    pub results: PathBuf,
+    /// How many jobs there are in all.
+    pub total: u64,
+}
+
+/// What a live process does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Who answers.
+    #[serde(flatten)]
+    pub who: Identity,
+    /// Jobs that have their result.
+    pub ended: u64,
+    /// How many ended how.
+    pub outcomes: Vec<(String, u64)>,
+    /// Jobs that wait.
+    pub waiting: u64,
+    /// Why they wait; missing if none does.
+    pub waiting_for: Option<String>,
+    /// Jobs at once.
+    pub slots: usize,
+    /// Those that run.
+    pub running: Vec<RunningJob>,
+    /// How often a job was given another sandbox.
+    pub retries: u64,
+    /// Whether no more jobs are started.
+    pub stopping: bool,
+}
+
+/// What is known of one job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Which.
+    pub job: JobKey,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: JobState,
+    /// What is known while it runs.
+    pub running: Option<RunningJob>,
+    /// Why it waits, if it does.
+    pub waiting_for: Option<String>,
+}
+
+/// What became of a cancellation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelStatus {
+    /// It runs, and has been told to end.
+    Told,
+    /// It has not begun, and will not.
+    Noted,
+    /// It has its result already.
+    Over,
+    /// No such job here.
+    Unknown,
+}
+
+/// The socket, open until this is dropped.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+    server: JoinHandle<()>,
+}
+
+/// The folder of the sockets.
+#[must_use]
+pub fn folder(run_dir: &Path) -> PathBuf {
+    run_dir.join("control")
+}
+
+impl Control {
+    /// Opens the socket and answers from now on.
+    pub fn listen<Q: Queue, S: Store, R: Runner>(
+        run_dir: &Path,
+        who: Identity,
+        engine: &Arc<Dispatcher<Q, S, R>>,
+        stop: Stop,
+    ) -> io::Result<Self> {
+        let folder = folder(run_dir);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        // What killed processes left goes now.
+        client::live(run_dir)?;
+        let name = format!("{}-{}", who.pid, pool::Id::random().short());
+        let (nascent, path) = (folder.join(&name), folder.join(format!("{name}.sock")));
+        // It gets its name once somebody listens: before, it would be taken for a dead one's.
+        let listener = UnixListener::bind(&nascent)?;
+        fs::set_permissions(&nascent, Permissions::from_mode(0o600))?;
+        fs::rename(&nascent, &path)?;
+        let answerer = Arc::new(Answerer { who, engine: Arc::downgrade(engine), stop });
+        let server = tokio::spawn(async move {
+            // An accept that fails (no descriptors left, say) is tried again when the next one comes.
+            loop {
+                if let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(Arc::clone(&answerer).attend(stream));
+                } else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
+        Ok(Self { path, server })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.server.abort();
+        // Whoever finds it still there finds nobody behind it, and removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+struct Answerer<Q, S, R> {
+    who: Identity,
+    /// A connection that stays open does not keep the engine from its end.
+    engine: Weak<Dispatcher<Q, S, R>>,
+    stop: Stop,
+}
+
+impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
+    /// Answers one question after the other.
+    async fn attend(self: Arc<Self>, stream: UnixStream) {
+        let (reader, mut writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        loop {
+            let mut line = Vec::new();
+            let read = timeout(PATIENCE, (&mut reader).take(LONGEST).read_until(b'\n', &mut line)).await;
+            if !matches!(read, Ok(Ok(1..))) {
+                return;
+            }
+            let answer = match serde_json::from_slice::<Envelope<Ask>>(&line) {
+                Ok(Envelope { version: VERSION, content }) => self.answer(content).await,
+                Ok(Envelope { version, .. }) => {
+                    Answer::Error { why: format!("version {version} of the protocol is not known here") }
+                }
+                Err(error) => Answer::Error { why: error.to_string() },
+            };
+            let Ok(mut line) = serde_json::to_vec(&Envelope { version: VERSION, content: answer }) else {
+                return;
+            };
+            line.push(b'\n');
+            if !matches!(timeout(PATIENCE, writer.write_all(&line)).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    async fn answer(&self, ask: Ask) -> Answer {
+        let Some(engine) = self.engine.upgrade() else {
+            return Answer::Error { why: "it has just ended".to_owned() };
+        };
+        match ask {
+            Ask::Status => Answer::Status(self.status(&engine)),
+            Ask::Pool => Answer::Pool { kinds: engine.runner().standing() },
+            Ask::Job { job } => match self.job(&engine, &key(&job)).await {
+                Ok(job) => Answer::Job { job },
+                Err(why) => Answer::Error { why },
+            },
+            Ask::Cancel { job } => match cancel(&engine, &key(&job)).await {
+                Ok(cancelled) => Answer::Cancel { cancelled },
+                Err(why) => Answer::Error { why },
+            },
+        }
+    }
+
+    fn status(&self, engine: &Dispatcher<Q, S, R>) -> Status {
+        let board = engine.board();
+        let tally = board.tally();
+        let running = board.jobs();
+        let waiting = engine.queue().backlog().jobs;
+        Status {
+            who: self.who.clone(),
+            ended: tally.total(),
+            outcomes: tally.outcomes().map(|(outcome, count)| (outcome.name().to_owned(), count)).collect(),
+            waiting,
+            waiting_for: (waiting > 0).then(|| self.waiting_for(engine.slots(), running.len())),
+            slots: engine.slots(),
+            running,
+            retries: board.retries(),
+            stopping: self.stop.stage() != Stage::Running,
+        }
+    }
+
+    fn waiting_for(&self, slots: usize, running: usize) -> String {
+        if self.stop.stage() != Stage::Running {
+            "no more jobs are started: the batch is stopping".to_owned()
+        } else if running >= slots {
+            format!("all {slots} slots are taken (--jobs)")
+        } else {
+            "its turn comes next".to_owned()
+        }
+    }
+
+    async fn job(&self, engine: &Dispatcher<Q, S, R>, job: &JobKey) -> Result<Option<JobStatus>, String> {
+        let state = engine.store().state(job).await.map_err(|error| error.to_string())?;
+        let jobs = engine.board().jobs();
+        let waits = matches!(state, Some(JobState::Waiting { .. }));
+        let waiting_for = waits.then(|| self.waiting_for(engine.slots(), jobs.len()));
+        let running = jobs.into_iter().find(|running| running.job == *job);
+        Ok(state.map(|state| JobStatus { job: job.clone(), state, running, waiting_for }))
+    }
+}
+
+async fn cancel<Q: Queue, S: Store, R: Runner>(
+    engine: &Dispatcher<Q, S, R>,
+    job: &JobKey,
+) -> Result<CancelStatus, String> {
+    let store = engine.store();
+    if store.state(job).await.map_err(|error| error.to_string())?.is_none() {
+        return Ok(CancelStatus::Unknown);
+    }
+    // Noted first: a job that begins in between finds the note, one that has begun is on the board.
+    let noted = store.cancel(job).await.map_err(|error| error.to_string())?;
+    Ok(match noted {
+        Cancelling::Over => CancelStatus::Over,
+        Cancelling::Noted if engine.board().cancel(job) => CancelStatus::Told,
+        Cancelling::Noted => CancelStatus::Noted,
+    })
+}
+
+fn key(text: &str) -> JobKey {
+    text.parse().unwrap_or_else(|_| JobKey::new(TENANT, text))
+}

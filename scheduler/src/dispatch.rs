@@ -1,0 +1,396 @@
+//! The engine: a few slots that pull, admit, run, store and acknowledge, one job each at a time.
+//!
+//! It talks to a queue, a store and a runner, and knows none of them by name. The order in which a job ends is the
+//! order of promises: its result is durable before its delivery is acknowledged, so a crash repeats work and never
+//! loses a result.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use pool::{KindStatus, Want};
+use thiserror::Error;
+use tokio::{task::JoinSet, time::sleep};
+use worker::{
+    Assignment, Cancelled, Company, Discard, ErrorReport, Job, JobResult, Outcome, Progress, Worker,
+    cancellation,
+};
+
+use crate::{
+    admit::{Origin, admit},
+    board::{Board, Entry},
+    failpoint,
+    policy::Policy,
+    queue::{Pulled, Queue, QueueError, Requeue},
+    retry::{self, Next},
+    stop::{Stage, Stop, Stopper},
+    store::{Attempt, Begun, Finished, Store, StoreError},
+};
+
+/// How often the runner hears what is still to come.
+const FORECAST: Duration = Duration::from_millis(500);
+/// Results of one slot that may be under way to the store. Nobody waits for them, so they must be few.
+const UNDER_WAY: usize = 8;
+
+/// Runs jobs. The real one is a [`Worker`]; tests bring their own.
+pub trait Runner: Send + Sync + 'static {
+    /// Runs one job once, in a sandbox of its own.
+    fn work(
+        &self,
+        job: &Assignment,
+        progress: Progress,
+        cancelled: Cancelled,
+    ) -> impl Future<Output = JobResult> + Send;
+
+    /// Hears how many jobs of a kind are still to come.
+    fn expect(&self, want: &Want, jobs: usize);
+
+    /// How its sandboxes stand.
+    fn standing(&self) -> Vec<KindStatus>;
+}
+
+impl Runner for Worker {
+    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> JobResult {
+        let company = Company { progress, ..Company::default() };
+        Self::work(self, job, company, &mut Discard, cancelled).await
+    }
+
+    fn expect(&self, want: &Want, jobs: usize) {
+        // An image that is missing is told to its jobs.
+        if let Err(error) = self.pool().expect(want, jobs) {
+            tracing::debug!(%error, "nothing is made ahead");
+        }
+    }
+
+    fn standing(&self) -> Vec<KindStatus> {
+        self.pool().status()
+    }
+}
+
+/// Why no more jobs are run although there are some.
+#[derive(Debug, Error)]
+pub enum DispatchError {
+    /// The queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// One job after the other gets no sandbox. Going on would spend them all.
+    #[error("{jobs} jobs in a row got no sandbox; the last: {}: {}", last.what, last.why)]
+    Infrastructure {
+        /// How many.
+        jobs: u32,
+        /// What the last one was told.
+        last: ErrorReport,
+    },
+}
+
+/// Carries jobs from a queue through a runner into a store.
+#[derive(Debug)]
+pub struct Dispatcher<Q, S, R> {
+    queue: Q,
+    store: S,
+    runner: R,
+    policy: Policy,
+    slots: usize,
+    board: Board,
+    /// Jobs in a row that got no sandbox.
+    in_vain: AtomicU32,
+    halted: Mutex<Option<DispatchError>>,
+}
+
+impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
+    /// A dispatcher with `slots` jobs at once.
+    #[must_use]
+    pub fn new(queue: Q, store: S, runner: R, policy: Policy, slots: usize) -> Self {
+        Self {
+            queue,
+            store,
+            runner,
+            policy,
+            slots,
+            board: Board::default(),
+            in_vain: AtomicU32::new(0),
+            halted: Mutex::new(None),
+        }
+    }
+
+    /// Runs until the queue ends, until `stop` says so, or until it cannot go on. When it returns no job runs.
+    pub async fn run(self: &Arc<Self>, stopper: &Stopper, stop: &Stop) -> Result<(), DispatchError> {
+        // Before the first job is pulled: what comes is all that there is.
+        let told = self.forecast(HashMap::new());
+        let forecaster = tokio::spawn(Arc::clone(self).keep_forecasting(told));
+        let aborter = tokio::spawn(Arc::clone(self).abort(stop.clone()));
+        let mut slots = JoinSet::new();
+        for _ in 0..self.slots {
+            slots.spawn(Arc::clone(self).slot(stopper.clone(), stop.clone()));
+        }
+        while let Some(ended) = slots.join_next().await {
+            if let Err(error) = ended {
+                // The job's delivery was not acknowledged: it is not lost.
+                tracing::error!(%error, "a slot failed");
+                stopper.drain();
+            }
+        }
+        for task in [forecaster, aborter] {
+            task.abort();
+            // Until then it holds this dispatcher.
+            let _ = task.await;
+        }
+        match self.halted.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// What is going on.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Where its jobs come from.
+    #[must_use]
+    pub fn queue(&self) -> &Q {
+        &self.queue
+    }
+
+    /// Where its results go.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// What runs its jobs.
+    #[must_use]
+    pub fn runner(&self) -> &R {
+        &self.runner
+    }
+
+    /// How many jobs run at once.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Gives the three back.
+    #[must_use]
+    pub fn into_parts(self) -> (Q, S, R) {
+        (self.queue, self.store, self.runner)
+    }
+
+    /// One job after the other.
+    async fn slot(self: Arc<Self>, stopper: Stopper, mut stop: Stop) {
+        let mut settling = JoinSet::new();
+        let ended = loop {
+            while settling.len() >= UNDER_WAY {
+                settling.join_next().await;
+            }
+            let pulled = tokio::select! {
+                biased;
+                () = stop.reached(Stage::Draining) => break Ok(()),
+                pulled = self.queue.pull() => pulled,
+            };
+            match pulled {
+                Ok(Some(pulled)) => match self.serve(pulled, &stop).await {
+                    // A free slot does not wait for the disk.
+                    Ok(Some(served)) => {
+                        drop(settling.spawn(Arc::clone(&self).settle(served, stopper.clone())));
+                    }
+                    Ok(None) => {}
+                    Err(error) => break Err(error),
+                },
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        if let Err(error) = ended {
+            self.halt(error, &stopper);
+        }
+        while settling.join_next().await.is_some() {}
+    }
+
+    /// Takes one job to its result. `None`: it went back, or needs none.
+    async fn serve(
+        &self,
+        pulled: Pulled<Q::Delivery>,
+        stop: &Stop,
+    ) -> Result<Option<Served<Q::Delivery>>, DispatchError> {
+        let Pulled { delivery, key, job, queued } = pulled;
+        let attempt = match self.store.begin(&key).await? {
+            Begun::Attempt(attempt) => attempt,
+            Begun::Over => {
+                self.queue.ack(delivery).await?;
+                return Ok(None);
+            }
+        };
+        let result = self.carry_out(&attempt, job, queued, stop).await;
+        failpoint::pass("ended");
+        if let Some(result) = result {
+            return Ok(Some(Served { delivery, attempt, result }));
+        }
+        self.store.release(attempt).await?;
+        self.queue.requeue(delivery, Requeue::Stopping).await?;
+        Ok(None)
+    }
+
+    /// What is decided without a sandbox, and else the job's run. `None`: as if it had never begun.
+    async fn carry_out(
+        &self,
+        attempt: &Attempt,
+        job: Result<Job, ErrorReport>,
+        queued: Duration,
+        stop: &Stop,
+    ) -> Option<JobResult> {
+        let key = &attempt.job;
+        let without_run =
+            |outcome, report| Some(JobResult::never_started(&key.id, &key.tenant, outcome, report));
+        let job = match job {
+            Ok(job) => job,
+            Err(report) => return without_run(Outcome::Rejected, report),
+        };
+        let (idempotent, max_attempts) = (job.idempotent, job.max_attempts.unwrap_or(retry::MAX_ATTEMPTS));
+        let origin =
+            Origin { id: key.id.clone(), tenant: key.tenant.clone(), attempt: attempt.number, queued };
+        let assignment = match admit(job, origin, &self.policy) {
+            Ok(assignment) => assignment,
+            Err(refusal) => return without_run(Outcome::Rejected, refusal.report()),
+        };
+        if attempt.interrupted
+            && let Some(report) = retry::interrupted(attempt.number, idempotent, max_attempts)
+        {
+            let lost = JobResult::never_started(&key.id, &key.tenant, Outcome::SandboxLost, report);
+            return Some(JobResult { attempt: attempt.number - 1, ..lost });
+        }
+        if attempt.cancelled {
+            let report =
+                ErrorReport::new("the job was cancelled", "somebody asked for it", "nothing was run");
+            return without_run(Outcome::Cancelled, report);
+        }
+        self.try_out(attempt, &assignment, idempotent, stop).await
+    }
+
+    /// Runs the job, on one sandbox after the other while failures are ours.
+    async fn try_out(
+        &self,
+        attempt: &Attempt,
+        assignment: &Assignment,
+        idempotent: bool,
+        stop: &Stop,
+    ) -> Option<JobResult> {
+        let key = &attempt.job;
+        let (canceller, cancelled) = cancellation();
+        let progress = Progress::default();
+        let posted = Entry::new(assignment.want.tier, attempt.number, progress.clone(), canceller.clone());
+        let _posted = self.board.post(key, posted);
+        if stop.stage() == Stage::Aborting {
+            // It was posted after all others were told.
+            canceller.at_once();
+        }
+        let mut tried = 1;
+        loop {
+            let mut result = self.runner.work(assignment, progress.clone(), cancelled.clone()).await;
+            let never_ran = result.phases.run_us == 0;
+            if result.outcome == Outcome::Cancelled
+                && !self.board.is_cancelled(key)
+                && (never_ran || idempotent)
+            {
+                return None;
+            }
+            match retry::next(&result, idempotent, tried) {
+                Next::Keep => {
+                    if tried > 1 {
+                        result
+                            .notes
+                            .push(format!("this was sandbox {tried}: the ones before failed, not the job"));
+                    }
+                    return Some(result);
+                }
+                Next::Again(pause) => {
+                    self.board.retried();
+                    tracing::warn!(job = %key, tried, outcome = result.outcome.name(), "another sandbox is tried");
+                    sleep(pause).await;
+                }
+            }
+            tried += 1;
+        }
+    }
+
+    /// Stores a result and acknowledges its delivery.
+    async fn settle(self: Arc<Self>, served: Served<Q::Delivery>, stopper: Stopper) {
+        let Served { delivery, attempt, result } = served;
+        let settled = async {
+            match self.store.finish(attempt, &result).await? {
+                Finished::Stored => self.board.count(&result),
+                Finished::Stale => self.board.refused_late(),
+            }
+            self.queue.ack(delivery).await?;
+            Ok(())
+        };
+        match settled.await {
+            Ok(()) => self.watch_infrastructure(result, &stopper),
+            Err(error) => self.halt(error, &stopper),
+        }
+    }
+
+    /// Stops before every job is spent on a host that can make no sandbox.
+    fn watch_infrastructure(&self, result: JobResult, stopper: &Stopper) {
+        if result.outcome != Outcome::InfraError {
+            self.in_vain.store(0, Ordering::Relaxed);
+            return;
+        }
+        let jobs = self.in_vain.fetch_add(1, Ordering::Relaxed) + 1;
+        if jobs as usize >= self.slots.max(3)
+            && let Some(last) = result.error
+        {
+            self.halt(DispatchError::Infrastructure { jobs, last }, stopper);
+        }
+    }
+
+    /// The first reason counts; the others follow from it.
+    fn halt(&self, error: DispatchError, stopper: &Stopper) {
+        self.halted.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        stopper.drain();
+    }
+
+    async fn abort(self: Arc<Self>, mut stop: Stop) {
+        stop.reached(Stage::Aborting).await;
+        self.board.cancel_all(true);
+    }
+
+    async fn keep_forecasting(self: Arc<Self>, mut told: Forecast) {
+        loop {
+            sleep(FORECAST).await;
+            told = self.forecast(told);
+        }
+    }
+
+    /// Tells the runner what is still to come, so that sandboxes are made ahead and none too many. `told` is what it
+    /// was told before.
+    fn forecast(&self, mut told: Forecast) -> Forecast {
+        for (want, jobs) in self.queue.backlog().kinds {
+            let kind = format!("{} {} {:?}", want.tier, want.image, want.limits);
+            if told.insert(kind, jobs) != Some(jobs) {
+                self.runner.expect(&want, jobs as usize);
+            }
+        }
+        told
+    }
+}
+
+/// How many jobs of each kind are still to come.
+type Forecast = HashMap<String, u64>;
+
+/// A job that has its result, which is not yet stored.
+struct Served<D> {
+    delivery: D,
+    attempt: Attempt,
+    result: JobResult,
+}

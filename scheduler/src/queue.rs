@@ -1,0 +1,80 @@
+//! Where jobs come from, and who is told when one is done with.
+//!
+//! A delivery is a token: whoever pulled it gives it back exactly once, to [`Queue::ack`] or to
+//! [`Queue::requeue`]. One that is dropped, or whose process dies, is delivered again to whoever pulls next,
+//! so a job is started at least once; that it has one result is the store's to see to.
+
+pub(crate) mod embedded;
+
+use std::{error::Error, fmt, future::Future, time::Duration};
+
+use pool::Want;
+use thiserror::Error;
+use worker::{ErrorReport, Job};
+
+use crate::key::JobKey;
+
+/// A source of jobs.
+pub trait Queue: Send + Sync + 'static {
+    /// One job in the hands of who pulled it.
+    type Delivery: fmt::Debug + Send + 'static;
+
+    /// The next job, for a slot that is free now. Waits while there is none and more may come. `None`: none will
+    /// come any more. Cancel safe.
+    fn pull(&self) -> impl Future<Output = Result<Option<Pulled<Self::Delivery>>, QueueError>> + Send;
+
+    /// The job has its result and is never delivered again.
+    fn ack(&self, delivery: Self::Delivery) -> impl Future<Output = Result<(), QueueError>> + Send;
+
+    /// The job is to be delivered again, here or elsewhere.
+    fn requeue(
+        &self,
+        delivery: Self::Delivery,
+        why: Requeue,
+    ) -> impl Future<Output = Result<(), QueueError>> + Send;
+
+    /// What waits, as far as the queue knows without asking every job.
+    fn backlog(&self) -> Backlog;
+}
+
+/// A job that was pulled.
+#[derive(Debug)]
+pub struct Pulled<D> {
+    /// To be given back once.
+    pub delivery: D,
+    /// What the job is called: decided by the way that it came.
+    pub key: JobKey,
+    /// The job, or why what came is none.
+    pub job: Result<Job, ErrorReport>,
+    /// How long it waited here.
+    pub queued: Duration,
+}
+
+/// Why a job goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requeue {
+    /// This process takes no more jobs.
+    Stopping,
+    /// It cannot be started now; try again later.
+    Later(Duration),
+}
+
+/// What waits in a queue.
+#[derive(Debug, Clone, Default)]
+pub struct Backlog {
+    /// Jobs that were not yet delivered.
+    pub jobs: u64,
+    /// How many of them need which kind of sandbox, as far as that is known.
+    pub kinds: Vec<(Want, u64)>,
+}
+
+/// The queue does not do what it is asked.
+#[derive(Debug, Error)]
+pub enum QueueError {
+    /// The delivery was made in another life of the queue's connection: the job is somebody else's by now.
+    #[error("the delivery of {0} is stale: the job has been given to somebody else")]
+    Stale(JobKey),
+    /// The queue itself fails.
+    #[error("the queue failed")]
+    Failed(#[source] Box<dyn Error + Send + Sync>),
+}

@@ -1,0 +1,115 @@
+//! `mayfly status`: what the live mayflies of this host do, or where one job stands.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Args;
+use scheduler::{
+    JobState,
+    control::{
+        Answer, Ask, JobStatus, Status,
+        client::{ask, live},
+    },
+    shown,
+};
+
+use crate::{cli::Places, complaint::remark};
+
+/// Show what the mayflies that run now are doing, or where one job stands.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// A job: ID, or TENANT/ID.
+    job: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks and prints. Ends with 1 if a job is not known to any live process.
+pub(crate) fn run(args: &StatusArgs, places: &Places, out: &mut impl Write) -> io::Result<ExitCode> {
+    let sockets = live(&places.run_dir)?;
+    match &args.job {
+        None => all(&sockets, args.json, out),
+        Some(job) => one(&sockets, job, args.json, out),
+    }
+}
+
+fn all(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+    let statuses: Vec<Status> = answers(sockets, &Ask::Status)
+        .filter_map(|answer| if let Answer::Status(status) = answer { Some(status) } else { None })
+        .collect();
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &statuses)?;
+        writeln!(out)?;
+    } else if statuses.is_empty() {
+        writeln!(out, "no mayfly that could be asked runs here")?;
+    }
+    for status in statuses.iter().filter(|_| !json) {
+        print(status, out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What each live process answers. One that has just ended does not count.
+pub(crate) fn answers<'a>(sockets: &'a [PathBuf], question: &'a Ask) -> impl Iterator<Item = Answer> + 'a {
+    sockets.iter().filter_map(move |socket| match ask(socket, question) {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            remark(&worker::causes(&error));
+            None
+        }
+    })
+}
+
+fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let who = &status.who;
+    let stopping = if status.stopping { ", stopping" } else { "" };
+    writeln!(out, "{} {} (pid {}{stopping})", who.verb, who.jobs.display(), who.pid)?;
+    writeln!(out, "  results  {}", who.results.display())?;
+    let outcomes: Vec<_> = status.outcomes.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    writeln!(out, "  ended    {} of {}: {}", status.ended, who.total, outcomes.join(", "))?;
+    match &status.waiting_for {
+        Some(why) => writeln!(out, "  waiting  {}: {why}", status.waiting)?,
+        None => writeln!(out, "  waiting  0")?,
+    }
+    for running in &status.running {
+        let (job, tier, phase) = (&running.job, running.tier, running.phase.name());
+        let elapsed = shown(running.elapsed_us);
+        writeln!(out, "  running  {job}  {tier}  {phase}  {elapsed}  attempt {}", running.attempt)?;
+    }
+    Ok(())
+}
+
+fn one(sockets: &[PathBuf], job: &str, json: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+    let question = Ask::Job { job: job.to_owned() };
+    let known: Vec<JobStatus> = answers(sockets, &question)
+        .filter_map(|answer| if let Answer::Job { job } = answer { job } else { None })
+        .collect();
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &known)?;
+        writeln!(out)?;
+    } else if known.is_empty() {
+        writeln!(out, "no mayfly that runs here knows the job \"{}\"", job.escape_default())?;
+    }
+    for status in known.iter().filter(|_| !json) {
+        let JobStatus { job, state, running, waiting_for } = status;
+        let said = match state {
+            JobState::Over { outcome } => format!("ended: {}", outcome.name()),
+            JobState::Begun { attempt } => match running {
+                Some(running) => {
+                    format!("{} for {} ({})", running.phase.name(), shown(running.elapsed_us), running.tier)
+                }
+                None => format!("begun, attempt {attempt}"),
+            },
+            JobState::Waiting { cancelled: true } => "cancelled before it began".to_owned(),
+            JobState::Waiting { .. } => {
+                format!("waits: {}", waiting_for.as_deref().unwrap_or("its turn comes"))
+            }
+        };
+        writeln!(out, "{job}  {said}")?;
+    }
+    Ok(if known.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
