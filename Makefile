@@ -45,8 +45,6 @@ bench: setup ## measure whole runs, sandboxes and a batch, beside bubblewrap
 soak: setup ## 1,000 runs that must leave nothing, 50 kills of a batch that must lose nothing
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
-	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
-	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000

@@ -158,7 +158,7 @@ impl Cgroup {
 
     fn entry(&self, leaf: &str) -> Result<Entry, CgroupError> {
         match &self.hierarchy {
-            Hierarchy::V1(v1) => v1.tasks(&self.name.join(leaf)).map(Entry::Tasks),
+            Hierarchy::V1(v1) => v1.tasks(&self.name, leaf).map(Entry::Tasks),
             Hierarchy::V2(v2) => v2.directory(&self.name.join(leaf)).map(Entry::Directory),
         }
     }

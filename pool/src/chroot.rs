@@ -142,7 +142,7 @@ impl Chroot {
         let uids = UidRange::claim(&self.instance.uids(), self.instance.id())?;
         let name = self.instance.cgroup().join(generation.to_string());
         let cgroup = Cgroup::make(&self.hierarchy, name, &limits, uids.base())?;
-        let mut remains = Remains::new(cgroup, uids);
+        let mut remains = Remains::new(cgroup, uids, &self.undertaker);
 
         let writable_root = image.config.root == RootMode::Writable;
         let identity = Identity { agent: AGENT_UID, uid: image.config.user, gid: image.config.group };

@@ -56,19 +56,28 @@ impl Hierarchy {
         &self.pids
     }
 
-    /// Each tree once; cpu and cpuacct often share one.
+    /// Each tree once.
     pub(super) fn roots(&self) -> Vec<PathBuf> {
-        let mut roots = vec![&self.memory, &self.pids, &self.cpu, &self.cpuacct, &self.devices];
+        let mut roots = self.split_roots();
+        roots.push(self.devices.clone());
+        roots
+    }
+
+    /// The trees in which agent and job have leaves of their own; cpu and cpuacct often share one. What devices
+    /// may be opened is the same for both.
+    fn split_roots(&self) -> Vec<PathBuf> {
+        let mut roots = vec![&self.memory, &self.pids, &self.cpu, &self.cpuacct];
         roots.sort();
         roots.dedup();
         roots.into_iter().cloned().collect()
     }
 
     pub(super) fn make(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
-        for root in self.roots() {
+        for root in self.split_roots() {
             make_dir(&root.join(name).join("agent"))?;
             make_dir(&root.join(name).join("job"))?;
         }
+        make_dir(&self.devices.join(name))?;
         let memory = self.memory.join(name);
         limit_memory(&memory, limits.memory + AGENT_MEMORY)?;
         limit_memory(&memory.join("job"), limits.memory)?;
@@ -82,21 +91,16 @@ impl Hierarchy {
         let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
         write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
 
-        // Before any leaf can be entered: a change of the parent's list must find no looser child.
-        for leaf in ["job", "agent"] {
-            let devices = self.devices.join(name).join(leaf);
-            write(&devices.join("devices.deny"), "a")?;
-            for rule in DEVICES {
-                write(&devices.join("devices.allow"), rule)?;
-            }
-        }
-        Ok(())
+        let devices = self.devices.join(name);
+        write(&devices.join("devices.deny"), "a")?;
+        DEVICES.into_iter().try_for_each(|rule| write(&devices.join("devices.allow"), rule))
     }
 
-    pub(super) fn tasks(&self, leaf: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
+    pub(super) fn tasks(&self, name: &Path, leaf: &str) -> Result<Vec<OwnedFd>, CgroupError> {
         let mut options = fs::OpenOptions::new();
         options.write(true);
-        self.roots().into_iter().map(|root| open(&root.join(leaf).join("tasks"), &options)).collect()
+        let places = self.split_roots().into_iter().map(|root| root.join(name).join(leaf));
+        places.chain([self.devices.join(name)]).map(|place| open(&place.join("tasks"), &options)).collect()
     }
 
     pub(super) fn usage(&self, name: &Path) -> Usage {

@@ -1,6 +1,6 @@
 //! A chroot sandbox from the host's side, and how nothing of it stays.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -8,7 +8,7 @@ use rustix::{
 };
 use tokio::{
     io::Interest,
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -39,11 +39,12 @@ pub(crate) struct Remains {
     uids: UidRange,
     /// Once the sandbox counts as clean.
     obituary: Option<Obituary>,
+    endings: Arc<Semaphore>,
 }
 
 impl Remains {
-    pub(super) fn new(cgroup: Cgroup, uids: UidRange) -> Self {
-        Self { init: None, cgroup, uids, obituary: None }
+    pub(super) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
+        Self { init: None, cgroup, uids, obituary: None, endings: Arc::clone(&undertaker.endings) }
     }
 
     pub(super) fn set_init(&mut self, pidfd: OwnedFd) {
@@ -59,6 +60,8 @@ impl Remains {
     }
 
     async fn destroy(mut self) -> Result<(), DestroyError> {
+        // The semaphore is never closed; without a turn the end would only come sooner.
+        let _turn = Arc::clone(&self.endings).acquire_owned().await;
         let obituary = self.obituary.take();
         let ended = self.end().await;
         if let Some(obituary) = obituary {
@@ -182,6 +185,9 @@ impl Drop for Sandbox {
 pub(super) struct Undertaker {
     grave: mpsc::UnboundedSender<Remains>,
     task: JoinHandle<()>,
+    /// Twice as many end at once as there are CPUs, for an end is half waiting. Tearing down is work for the kernel,
+    /// and in a burst it must not take the CPUs from jobs that have not begun.
+    endings: Arc<Semaphore>,
 }
 
 impl Undertaker {
@@ -194,7 +200,8 @@ impl Undertaker {
                 }
             }
         });
-        Self { grave, task }
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { grave, task, endings: Arc::new(Semaphore::new(2 * cpus)) }
     }
 
     pub(super) fn bury(&self, remains: Remains) {
