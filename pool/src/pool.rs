@@ -162,9 +162,6 @@ impl Pool {
         let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
         let ledger = Arc::new(ledger);
         ground.sweep(&ledger);
-        if let Err(error) = ledger::forget_old(&config.data_dir) {
-            tracing::warn!(%error, "cannot remove old records of the ledger");
-        }
         let chroot = Chroot::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?;
         let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
@@ -253,14 +250,30 @@ impl Pool {
 /// How often dead processes' leftovers are looked for.
 const SWEEPS: Duration = Duration::from_secs(5);
 
+/// Every how many of these looks old records of the ledger are removed: each hour, and never by a process so short
+/// that reading the whole directory would be most of its work.
+const SWEEPS_TO_FORGET: u64 = 720;
+
 async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>) {
-    loop {
+    for look in 0_u64.. {
         tokio::time::sleep(SWEEPS).await;
         let (ground, ledger) = (ground.clone(), Arc::clone(&ledger));
+        let sweep = move || {
+            ground.sweep(&ledger);
+            if look % SWEEPS_TO_FORGET == 0 {
+                forget_old(&ground.node);
+            }
+        };
         // It reads and kills and waits: not on a thread that serves jobs.
-        if let Err(error) = tokio::task::spawn_blocking(move || ground.sweep(&ledger)).await {
+        if let Err(error) = tokio::task::spawn_blocking(sweep).await {
             tracing::error!(%error, "a look for dead processes' leftovers failed");
         }
+    }
+}
+
+fn forget_old(data_dir: &Path) {
+    if let Err(error) = ledger::forget_old(data_dir) {
+        tracing::warn!(%error, "cannot remove old records of the ledger");
     }
 }
 
@@ -297,6 +310,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
     }
     let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
     let ended = ground.sweep(&ledger);
+    forget_old(data_dir);
     leave_place(&instance, &ground, ledger);
     Ok(ended)
 }
