@@ -139,7 +139,7 @@ impl Chroot {
         let generation = Id::random();
 
         // What must exist before the first process, so that nothing ever runs unlimited or unlabelled.
-        let uids = UidRange::claim(&self.instance.uids(), self.instance.id())?;
+        let uids = UidRange::claim(&self.instance.uids(), &self.instance.signature())?;
         let name = self.instance.cgroup().join(generation.to_string());
         let cgroup = Cgroup::make(&self.hierarchy, name, &limits, uids.base())?;
         let mut remains = Remains::new(cgroup, uids, &self.undertaker);

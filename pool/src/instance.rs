@@ -3,7 +3,8 @@
 //! ```text
 //! <run dir>/instances/<instance>/lock    held for as long as the process lives
 //! <run dir>/instances/<instance>/owner   node (data directory), pid, boot: what the reaper goes by
-//! <run dir>/uids/<range>                 the instance that holds a range of user ids
+//! <run dir>/instances/<instance>/name    the instance, by which its claims are signed
+//! <run dir>/uids/<range>                 a link to the name of the instance that holds a range of user ids
 //! <run dir>/root, <run dir>/disk         empty directories that sandboxes mount on, each in its own mount namespace
 //! ```
 
@@ -73,7 +74,7 @@ impl Instance {
         // Made beside its place and locked before it appears there, so that a reaper never meets it unlocked.
         let nascent = instances(run_dir).join(format!(".{id}"));
         let place = instances(run_dir).join(id.to_string());
-        let (lock, boot) = lay_out(&nascent, node)
+        let (lock, boot) = lay_out(&nascent, id, node)
             .and_then(|laid| fs::rename(&nascent, &place).map(|()| laid))
             .map_err(|error| InstanceError { path: nascent, error })?;
         Ok(Self { inner: Arc::new(Inner { id, boot, run_dir: run_dir.to_owned(), _lock: lock }) })
@@ -94,6 +95,11 @@ impl Instance {
         if let Err(error) = fs::remove_dir_all(&place) {
             tracing::warn!(path = %place.display(), %error, "cannot remove this process's mark");
         }
+    }
+
+    /// The file with this process's name.
+    pub(crate) fn signature(&self) -> PathBuf {
+        instances(&self.inner.run_dir).join(self.inner.id.to_string()).join("name")
     }
 
     /// Where ranges of user ids are claimed.
@@ -117,10 +123,11 @@ impl Instance {
     }
 }
 
-fn lay_out(directory: &Path, node: &Path) -> io::Result<(Flock<File>, String)> {
+fn lay_out(directory: &Path, id: InstanceId, node: &Path) -> io::Result<(Flock<File>, String)> {
     DirBuilder::new().mode(0o700).create(directory)?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     let owner = Owner { node: node.to_owned(), pid: std::process::id(), boot: boot.clone() };
+    fs::write(directory.join("name"), id.to_string())?;
     fs::write(directory.join("owner"), serde_json::to_vec(&owner)?)?;
     let lock = File::create(directory.join("lock"))?;
     let lock =

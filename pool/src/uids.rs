@@ -6,8 +6,7 @@
 //! only who has ended that process's sandboxes may take the claim away.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -48,27 +47,22 @@ pub(crate) struct UidRange {
 }
 
 impl UidRange {
-    /// Claims a free range for a process of this host.
-    pub(crate) fn claim(directory: &Path, instance: InstanceId) -> Result<Self, UidError> {
+    /// Claims a free range for the process whose name is in `signature`.
+    ///
+    /// The claim is a link to that file: signed from the moment it is there, so that a process that is killed
+    /// never leaves one that nobody can be told by.
+    pub(crate) fn claim(directory: &Path, signature: &Path) -> Result<Self, UidError> {
         // A random start spares the walk over what the neighbours hold.
         let start = u32::from_le_bytes(random_bytes()) % RANGES;
         for number in (0..RANGES).map(|step| (start + step) % RANGES) {
             let claim = directory.join(number.to_string());
-            match OpenOptions::new().write(true).create_new(true).open(&claim) {
-                Ok(file) => return Self::sign(file, number, claim, instance),
+            match fs::hard_link(signature, &claim) {
+                Ok(()) => return Ok(Self { number, claim }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(UidError::Claim { path: claim, error }),
             }
         }
         Err(UidError::Exhausted(directory.to_owned()))
-    }
-
-    fn sign(mut file: File, number: u32, claim: PathBuf, instance: InstanceId) -> Result<Self, UidError> {
-        let range = Self { number, claim };
-        match file.write_all(instance.to_string().as_bytes()) {
-            Ok(()) => Ok(range),
-            Err(error) => Err(UidError::Claim { path: range.claim.clone(), error }),
-        }
     }
 
     /// The host's uid of the sandbox's uid 0.
@@ -123,12 +117,18 @@ mod tests {
     use super::*;
     use crate::id::Id;
 
+    fn signature(instance: InstanceId) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), instance.to_string()).unwrap();
+        file
+    }
+
     #[test]
     fn two_claims_never_overlap_and_a_dropped_one_is_free_again() {
         let directory = tempfile::tempdir().unwrap();
-        let instance = Id::random();
-        let first = UidRange::claim(directory.path(), instance).unwrap();
-        let second = UidRange::claim(directory.path(), instance).unwrap();
+        let process = signature(Id::random());
+        let first = UidRange::claim(directory.path(), process.path()).unwrap();
+        let second = UidRange::claim(directory.path(), process.path()).unwrap();
         assert_ne!(first.base(), second.base());
         assert!(first.base() >= 100_000 && second.base().abs_diff(first.base()) >= RANGE);
         drop((first, second));
@@ -139,8 +139,8 @@ mod tests {
     fn only_the_dead_owners_claims_are_released() {
         let directory = tempfile::tempdir().unwrap();
         let (dead, live) = (Id::random(), Id::random());
-        std::mem::forget(UidRange::claim(directory.path(), dead).unwrap());
-        let kept = UidRange::claim(directory.path(), live).unwrap();
+        std::mem::forget(UidRange::claim(directory.path(), signature(dead).path()).unwrap());
+        let kept = UidRange::claim(directory.path(), signature(live).path()).unwrap();
         release_claims_of(directory.path(), dead).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(kept.claim.exists());
