@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use worker::{ErrorReport, JobResult, Outcome};
 
 use crate::{
-    key::JobKey,
+    key::{BodyDigest, JobKey},
     queue::{Pulled, Queue, Requeue},
     store::{Attempt, Begun, Cancelling, Finished, JobState, Store},
 };
@@ -117,14 +117,18 @@ fn key(id: &str) -> JobKey {
     JobKey::new("local", id)
 }
 
+fn body(id: &str) -> BodyDigest {
+    BodyDigest::of(id.as_bytes())
+}
+
 fn result(id: &str, outcome: Outcome) -> JobResult {
     JobResult::never_started(id, "local", outcome, ErrorReport::new("what", "why", "what to do"))
 }
 
 async fn begin(store: &impl Store, id: &str) -> Attempt {
-    match store.begin(&key(id)).await.unwrap() {
+    match store.begin(&key(id), &body(id)).await.unwrap() {
         Begun::Attempt(attempt) => attempt,
-        Begun::Over => panic!("{id} is over"),
+        other => panic!("{id}: {other:?}"),
     }
 }
 
@@ -143,9 +147,9 @@ async fn a_job_has_one_result_for_ever(bed: &mut impl StoreBed) {
     let attempt = begin(&store, "a").await;
     let first = result("a", Outcome::Failed);
     assert_eq!(store.finish(attempt, &first).await.unwrap(), Finished::Stored);
-    assert_eq!(store.begin(&key("a")).await.unwrap(), Begun::Over);
+    assert_eq!(store.begin(&key("a"), &body("a")).await.unwrap(), Begun::Over);
     let store = bed.reopen(store).await;
-    assert_eq!(store.begin(&key("a")).await.unwrap(), Begun::Over);
+    assert_eq!(store.begin(&key("a"), &body("a")).await.unwrap(), Begun::Over);
     assert_eq!(store.result(&key("a")).await.unwrap(), Some(first));
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use pool::{KindStatus, Want};
+use pool::{KindStatus, Tier, Want};
 use thiserror::Error;
 use tokio::{task::JoinSet, time::sleep};
 use worker::{
@@ -26,6 +26,7 @@ use crate::{
     admit::{Origin, admit},
     board::{Board, Entry},
     failpoint,
+    key::JobKey,
     policy::Policy,
     queue::{Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
@@ -223,35 +224,66 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         pulled: Pulled<Q::Delivery>,
         stop: &Stop,
     ) -> Result<Option<Served<Q::Delivery>>, DispatchError> {
-        let Pulled { delivery, key, job, queued } = pulled;
-        let attempt = match self.store.begin(&key).await? {
+        let Pulled { delivery, key, body, job, tier, queued } = pulled;
+        let attempt = match self.store.begin(&key, &body).await? {
             Begun::Attempt(attempt) => attempt,
-            Begun::Over => {
-                self.queue.ack(delivery).await?;
+            Begun::Over => return self.repeat(delivery, &key).await.map(|()| None),
+            Begun::Busy(again) => {
+                self.queue.requeue(delivery, Requeue::Later(again)).await?;
                 return Ok(None);
             }
+            Begun::Taken => return self.refuse_taken(delivery, &key).await.map(|()| None),
         };
-        let result = self.carry_out(&attempt, job, queued, stop).await;
+        let came = Came { job, tier, queued };
+        let end = self.carry_out(&attempt, came, stop).await;
         failpoint::pass("ended");
-        if let Some(result) = result {
-            return Ok(Some(Served { delivery, attempt, result }));
+        match end {
+            Ok(result) => Ok(Some(Served { delivery, attempt, result })),
+            Err(why) => {
+                self.store.release(attempt).await?;
+                self.queue.requeue(delivery, why).await?;
+                Ok(None)
+            }
         }
-        self.store.release(attempt).await?;
-        self.queue.requeue(delivery, Requeue::Stopping).await?;
-        Ok(None)
     }
 
-    /// What is decided without a sandbox, and else the job's run. `None`: as if it had never begun.
-    async fn carry_out(
-        &self,
-        attempt: &Attempt,
-        job: Result<Job, ErrorReport>,
-        queued: Duration,
-        stop: &Stop,
-    ) -> Option<JobResult> {
+    /// Whoever sends a job again hears how it ended the first time.
+    async fn repeat(&self, delivery: Q::Delivery, key: &JobKey) -> Result<(), DispatchError> {
+        if let Some(result) = self.store.result(key).await? {
+            self.queue.answer(&delivery, &result).await?;
+        }
+        self.give_back(delivery).await
+    }
+
+    /// Whoever uses the id of another job hears so; the other job is untouched.
+    async fn refuse_taken(&self, delivery: Q::Delivery, key: &JobKey) -> Result<(), DispatchError> {
+        let report = ErrorReport::new(
+            "the job is refused",
+            format!("id: a job {key} with another body was sent before"),
+            "give each job an id of its own; send the same job again with the same body",
+        );
+        let result = JobResult::never_started(&key.id, &key.tenant, Outcome::Rejected, report);
+        self.queue.answer(&delivery, &result).await?;
+        self.give_back(delivery).await
+    }
+
+    /// The job is over. A delivery that is stale by now comes again, to whoever then finds the job over.
+    async fn give_back(&self, delivery: Q::Delivery) -> Result<(), DispatchError> {
+        match self.queue.ack(delivery).await {
+            Err(QueueError::Stale(job)) => {
+                tracing::info!(%job, "its delivery went stale while it ran");
+                Ok(())
+            }
+            acked => Ok(acked?),
+        }
+    }
+
+    /// What is decided without a sandbox, and else the job's run. `Err`: it goes back as if it had never begun.
+    async fn carry_out(&self, attempt: &Attempt, came: Came, stop: &Stop) -> Result<JobResult, Requeue> {
+        let Came { job, tier, queued } = came;
         let key = &attempt.job;
         let without_run =
-            |outcome, report| Some(JobResult::never_started(&key.id, &key.tenant, outcome, report));
+            |outcome, report| Ok(JobResult::never_started(&key.id, &key.tenant, outcome, report));
         let job = match job {
             Ok(job) => job,
             Err(report) => return without_run(Outcome::Rejected, report),
@@ -263,21 +295,24 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             Ok(assignment) => assignment,
             Err(refusal) => return without_run(Outcome::Rejected, refusal.report()),
         };
+        if tier.is_some_and(|tier| assignment.want.tier > tier) {
+            return Err(Requeue::Elsewhere(assignment.want.tier));
+        }
         if attempt.interrupted
             && let Some(report) = retry::interrupted(attempt.number, idempotent, max_attempts)
         {
             let lost = JobResult::never_started(&key.id, &key.tenant, Outcome::SandboxLost, report);
-            return Some(JobResult { attempt: attempt.number - 1, ..lost });
+            return Ok(JobResult { attempt: attempt.number - 1, ..lost });
         }
         if attempt.cancelled {
             let report =
                 ErrorReport::new("the job was cancelled", "somebody asked for it", "nothing was run");
             return without_run(Outcome::Cancelled, report);
         }
-        self.try_out(attempt, &assignment, idempotent, stop).await
+        self.try_out(attempt, &assignment, idempotent, stop).await.ok_or(Requeue::Stopping)
     }
 
-    /// Runs the job, on one sandbox after the other while failures are ours.
+    /// Runs the job, on one sandbox after the other while failures are ours. `None`: as if it had never begun.
     async fn try_out(
         &self,
         attempt: &Attempt,
@@ -327,12 +362,19 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     async fn settle(self: Arc<Self>, served: Served<Q::Delivery>, stopper: Stopper) {
         let Served { delivery, attempt, result } = served;
         let settled = async {
+            let key = attempt.job.clone();
             match self.store.finish(attempt, &result).await? {
-                Finished::Stored => self.board.count(&result),
-                Finished::Stale => self.board.refused_late(),
+                Finished::Stored => {
+                    self.board.count(&result);
+                    self.queue.answer(&delivery, &result).await?;
+                    failpoint::pass("answered");
+                    self.give_back(delivery).await
+                }
+                Finished::Stale => {
+                    self.board.refused_late();
+                    self.repeat(delivery, &key).await
+                }
             }
-            self.queue.ack(delivery).await?;
-            Ok(())
         };
         match settled.await {
             Ok(()) => self.watch_infrastructure(result, &stopper),
@@ -387,6 +429,13 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
 
 /// How many jobs of each kind are still to come.
 type Forecast = HashMap<String, u64>;
+
+/// A job as it came.
+struct Came {
+    job: Result<Job, ErrorReport>,
+    tier: Option<Tier>,
+    queued: Duration,
+}
 
 /// A job that has its result, which is not yet stored.
 struct Served<D> {

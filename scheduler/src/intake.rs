@@ -23,7 +23,7 @@ use crate::{
     journal::{
         Fact, IDS, JOBS, Journal, JournalError, KINDS, LINES, Line, Record, fact, set_fact, set_text, text,
     },
-    key::{JobKey, is_name},
+    key::{BodyDigest, JobKey, is_name},
     policy::Policy,
     results::Place,
 };
@@ -118,13 +118,17 @@ impl JobsFile {
     }
 
     /// Reads one line again.
-    pub(crate) fn read(&self, number: u64, place: Place) -> Result<Result<Job, ErrorReport>, IntakeError> {
+    pub(crate) fn read(
+        &self,
+        number: u64,
+        place: Place,
+    ) -> Result<(BodyDigest, Result<Job, ErrorReport>), IntakeError> {
         if place.length > LONGEST_LINE {
-            return Ok(Err(self.too_long(number, place.length)));
+            return Ok((BodyDigest::of(&[]), Err(self.too_long(number, place.length))));
         }
         let mut line = vec![0; place.length as usize];
         self.file.read_exact_at(&mut line, place.offset).map_err(|error| self.unreadable(error))?;
-        Ok(self.decode(number, &line))
+        Ok((BodyDigest::of(&line), self.decode(number, &line)))
     }
 
     /// What is to be said of a line that repeats the id of the line `first`.

@@ -33,7 +33,7 @@ pub use board::{Board, RunningJob};
 pub use dispatch::{DispatchError, Dispatcher, Runner};
 pub use intake::{Defaults, IntakeError};
 pub use journal::JournalError;
-pub use key::{BadKey, JobKey};
+pub use key::{BadKey, BodyDigest, JobKey};
 pub use policy::Policy;
 pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
 pub use results::ResultsError;

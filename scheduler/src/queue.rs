@@ -8,11 +8,11 @@ pub(crate) mod embedded;
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
-use pool::Want;
+use pool::{Tier, Want};
 use thiserror::Error;
-use worker::{ErrorReport, Job};
+use worker::{ErrorReport, Job, JobResult};
 
-use crate::key::JobKey;
+use crate::key::{BodyDigest, JobKey};
 
 /// A source of jobs.
 pub trait Queue: Send + Sync + 'static {
@@ -22,6 +22,14 @@ pub trait Queue: Send + Sync + 'static {
     /// The next job, for a slot that is free now. Waits while there is none and more may come. `None`: none will
     /// come any more. Cancel safe.
     fn pull(&self) -> impl Future<Output = Result<Option<Pulled<Self::Delivery>>, QueueError>> + Send;
+
+    /// Tells who sent the job how it ended, durably where the queue can. Comes before [`Queue::ack`], so a crash in
+    /// between says it twice and never not at all.
+    fn answer(
+        &self,
+        delivery: &Self::Delivery,
+        result: &JobResult,
+    ) -> impl Future<Output = Result<(), QueueError>> + Send;
 
     /// The job has its result and is never delivered again.
     fn ack(&self, delivery: Self::Delivery) -> impl Future<Output = Result<(), QueueError>> + Send;
@@ -44,8 +52,12 @@ pub struct Pulled<D> {
     pub delivery: D,
     /// What the job is called: decided by the way that it came.
     pub key: JobKey,
+    /// What came, byte for byte: the same job sent twice has the same.
+    pub body: BodyDigest,
     /// The job, or why what came is none.
     pub job: Result<Job, ErrorReport>,
+    /// The tier whose jobs come this way, where ways differ by tier.
+    pub tier: Option<Tier>,
     /// How long it waited here.
     pub queued: Duration,
 }
@@ -57,6 +69,8 @@ pub enum Requeue {
     Stopping,
     /// It cannot be started now; try again later.
     Later(Duration),
+    /// It came the way of a weaker tier than it needs.
+    Elsewhere(Tier),
 }
 
 /// What waits in a queue.

@@ -5,19 +5,23 @@
 
 pub(crate) mod embedded;
 
-use std::{error::Error, future::Future};
+use std::{error::Error, future::Future, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use worker::{JobResult, Outcome};
 
-use crate::key::JobKey;
+use crate::key::{BodyDigest, JobKey};
 
 /// A keeper of job states.
 pub trait Store: Send + Sync + 'static {
     /// Notes that the job is about to be started. When this returns, no crash of this process can hide that
-    /// it may have started. Takes the job over from an attempt that has not ended.
-    fn begin(&self, job: &JobKey) -> impl Future<Output = Result<Begun, StoreError>> + Send;
+    /// it may have started. Takes the job over from an attempt that has not ended and whose process is dead.
+    fn begin(
+        &self,
+        job: &JobKey,
+        body: &BodyDigest,
+    ) -> impl Future<Output = Result<Begun, StoreError>> + Send;
 
     /// Takes [`Store::begin`] back: the job is as if this attempt had never been. For a job that did not start, or
     /// that may run again from its beginning.
@@ -65,6 +69,10 @@ pub enum Begun {
     Attempt(Attempt),
     /// It has its result already.
     Over,
+    /// Another attempt, whose process lives as far as is known, has it. Ask again after this time.
+    Busy(Duration),
+    /// The id belongs to a job with another body.
+    Taken,
 }
 
 /// How finishing a job went.

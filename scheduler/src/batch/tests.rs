@@ -13,7 +13,7 @@ use worker::{Assignment, Cancelled, ErrorReport, JobResult, Outcome, Progress};
 use super::*;
 use crate::{
     contract::{self, QueueBed, StoreBed},
-    key::JobKey,
+    key::{BodyDigest, JobKey},
     stop::{Stage, stop},
     store::{Begun, Store},
 };
@@ -172,10 +172,13 @@ async fn after_another_boot_what_may_have_been_given_away_counts_as_started() {
 async fn starts_that_grow_long_are_moved_into_the_database_and_none_is_lost() {
     let mut bed = Bed::new();
     let store = StoreBed::with(&mut bed, &["held", "again", "done"]).await;
-    let begin = async |store: &EmbeddedStore, id| match store.begin(&JobKey::new("local", id)).await.unwrap()
+    let begin = async |store: &EmbeddedStore, id: &str| match store
+        .begin(&JobKey::new("local", id), &BodyDigest::of(id.as_bytes()))
+        .await
+        .unwrap()
     {
         Begun::Attempt(attempt) => attempt,
-        Begun::Over => panic!("{id} is over"),
+        other => panic!("{id}: {other:?}"),
     };
     begin(&store, "held").await;
     for _ in 0..50_000 {

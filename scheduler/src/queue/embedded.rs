@@ -15,13 +15,14 @@ use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
+use worker::JobResult;
 
 use super::{Backlog, Pulled, Queue, QueueError, Requeue};
 use crate::{
     failpoint,
     intake::JobsFile,
     journal::{Change, Journal, JournalError, LINES, Line},
-    key::JobKey,
+    key::{BodyDigest, JobKey},
 };
 
 /// Lines that are fetched from the journal at once.
@@ -193,13 +194,14 @@ impl EmbeddedQueue {
     fn pulled(self: &Arc<Self>, number: u64, line: &Line) -> Result<Pulled<Delivery>, QueueError> {
         self.reserve_ahead(number);
         let key: JobKey = line.key.parse().map_err(|error| QueueError::Failed(Box::new(error)))?;
-        let job = if let Some(first) = line.twin {
-            Err(self.file.twin(number, first))
+        let (body, job) = if let Some(first) = line.twin {
+            (BodyDigest::of(&[]), Err(self.file.twin(number, first)))
         } else {
             let read = self.file.read(number, line.place);
             read.map_err(|error| QueueError::Failed(Box::new(error)))?
         };
-        Ok(Pulled { delivery: Delivery { number }, key, job, queued: self.opened.elapsed() })
+        let queued = self.opened.elapsed();
+        Ok(Pulled { delivery: Delivery { number }, key, body, job, tier: None, queued })
     }
 }
 
@@ -235,6 +237,11 @@ impl Queue for Arc<EmbeddedQueue> {
         }
     }
 
+    /// The results file, which the store writes, is the answer.
+    async fn answer(&self, _: &Delivery, _: &JobResult) -> Result<(), QueueError> {
+        Ok(())
+    }
+
     async fn ack(&self, delivery: Delivery) -> Result<(), QueueError> {
         self.journal.ask(Change::Ack(delivery.number));
         self.lines().out.remove(&delivery.number);
@@ -245,7 +252,7 @@ impl Queue for Arc<EmbeddedQueue> {
 
     async fn requeue(&self, delivery: Delivery, why: Requeue) -> Result<(), QueueError> {
         let pause = match why {
-            Requeue::Stopping => Duration::ZERO,
+            Requeue::Stopping | Requeue::Elsewhere(_) => Duration::ZERO,
             Requeue::Later(pause) => pause,
         };
         let mut lines = self.lines();

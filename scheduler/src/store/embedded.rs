@@ -10,7 +10,7 @@ use super::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError};
 use crate::{
     failpoint,
     journal::{Change, IDS, JOBS, Journal, JournalError, Record},
-    key::JobKey,
+    key::{BodyDigest, JobKey},
 };
 
 /// The embedded store.
@@ -39,7 +39,8 @@ impl EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    async fn begin(&self, job: &JobKey) -> Result<Begun, StoreError> {
+    /// One process has the journal, and its intake gives each line an id of its own: a job is never busy or taken.
+    async fn begin(&self, job: &JobKey, _: &BodyDigest) -> Result<Begun, StoreError> {
         let begun = self.journal.begin(job).map_err(failed)?;
         failpoint::pass("begun");
         Ok(begun.map_or(Begun::Over, Begun::Attempt))

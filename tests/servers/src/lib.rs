@@ -1,0 +1,10 @@
+//! Real servers for tests, each on a loopback port of its own, in a scratch directory.
+//!
+//! A server ends with the process that started it, however that ends: a keeper beside it waits for the end of a pipe
+//! that only this process holds. Knows nothing of mayfly.
+
+mod port;
+mod process;
+
+pub use port::free_port;
+pub use process::Process;
