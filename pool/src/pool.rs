@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use images::{Image, ImageRef, Store, StoreError};
+use images::{Image, ImageRef, Resolver, Store, StoreError};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
@@ -54,7 +54,7 @@ pub struct Want {
 /// Keeps clean sandboxes and hands each to one job.
 #[derive(Debug)]
 pub struct Pool {
-    images: Store,
+    images: Resolver,
     instance: Instance,
     ground: Ground,
     ledger: Arc<Ledger>,
@@ -162,11 +162,12 @@ impl Pool {
         let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
         let ledger = Arc::new(ledger);
         ground.sweep(&ledger);
+        ground.hierarchy.prepare(&instance.cgroup())?;
         let chroot = Chroot::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?;
         let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
         let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger)));
-        Ok(Self { images, instance, ground, ledger, tiers, keeper, reaper })
+        Ok(Self { images: Resolver::new(images), instance, ground, ledger, tiers, keeper, reaper })
     }
 
     /// A clean sandbox for one job. The ledger says so before it is given.
@@ -242,7 +243,7 @@ impl Pool {
         if want.tier != Tier::Chroot {
             return Err(CheckoutError::TierMissing(want.tier));
         }
-        let image = Arc::new(self.images.resolve(&want.image)?);
+        let image = self.images.resolve(&want.image)?;
         Ok(Blueprint { tier: want.tier, image, limits: want.limits })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
@@ -26,8 +26,13 @@ impl Record {
 }
 
 impl Store {
+    /// Where a name's record is. It is replaced as a whole.
+    pub(crate) fn name_path(&self, name: &ImageName) -> PathBuf {
+        self.root.join("names").join(name.as_str())
+    }
+
     pub(super) fn record(&self, name: &ImageName) -> Result<Option<Record>, StoreError> {
-        let path = self.root.join("names").join(name.as_str());
+        let path = self.name_path(name);
         let bytes = match fs::read(&path).at("read", &path) {
             Err(error) if error.is_not_found() => return Ok(None),
             read => read?,
@@ -61,7 +66,7 @@ impl Store {
     /// The store's lock must be held.
     pub(super) fn set_record(&self, name: &ImageName, record: &Record) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(record).expect("digests are always JSON");
-        Ok(self.write(&self.root.join("names").join(name.as_str()), &bytes)?)
+        Ok(self.write(&self.name_path(name), &bytes)?)
     }
 
     /// Writes a small file so that it is there whole or not at all, after a power loss too. The store's lock must be held:

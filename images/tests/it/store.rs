@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::sync::Arc;
 
-use images::{Difference, ImageRef, Store, StoreError};
+use images::{Difference, ImageRef, Resolver, Store, StoreError};
 
 use crate::Scratch;
 
@@ -35,6 +36,24 @@ fn an_earlier_build_can_still_be_pinned() {
     let store = scratch.store();
     assert_eq!(store.resolve(&reference("own")).unwrap().digest, second);
     assert_eq!(store.resolve(&reference(&format!("own@{first}"))).unwrap().digest, first);
+}
+
+#[test]
+fn a_resolver_finds_again_what_is_held_and_follows_a_name_that_moves() {
+    let scratch = Scratch::new();
+    let first = scratch.build().digest;
+    let resolver = Resolver::new(scratch.store());
+    let held = resolver.resolve(&reference("own")).unwrap();
+    assert!(Arc::ptr_eq(&held, &resolver.resolve(&reference("own")).unwrap()), "the store is not read again");
+
+    fs::write(scratch.source().join("etc/motd"), "newer\n").unwrap();
+    let second = scratch.build().digest;
+    assert_eq!(resolver.resolve(&reference("own")).unwrap().digest, second);
+    let pinned = resolver.resolve(&reference(&format!("own@{first}"))).unwrap();
+    assert_eq!(pinned.digest, first);
+
+    drop((held, pinned));
+    assert!(scratch.store().list().unwrap().iter().all(|image| !image.in_use), "it holds nothing itself");
 }
 
 #[test]

@@ -63,44 +63,50 @@ impl Hierarchy {
         roots
     }
 
-    /// The trees in which agent and job have leaves of their own; cpu and cpuacct often share one. What devices
-    /// may be opened is the same for both.
-    fn split_roots(&self) -> Vec<PathBuf> {
+    /// The trees in which each sandbox has cgroups of its own; cpu and cpuacct often share one.
+    pub(super) fn split_roots(&self) -> Vec<PathBuf> {
         let mut roots = vec![&self.memory, &self.pids, &self.cpu, &self.cpuacct];
         roots.sort();
         roots.dedup();
         roots.into_iter().cloned().collect()
     }
 
+    /// What devices may be opened is the same for all of an instance's sandboxes.
+    pub(super) fn prepare(&self, instance: &Path) -> Result<(), CgroupError> {
+        let devices = self.devices.join(instance);
+        make_dir(&devices)?;
+        write(&devices.join("devices.deny"), "a")?;
+        DEVICES.into_iter().try_for_each(|rule| write(&devices.join("devices.allow"), rule))
+    }
+
     pub(super) fn make(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
         for root in self.split_roots() {
-            make_dir(&root.join(name).join("agent"))?;
             make_dir(&root.join(name).join("job"))?;
         }
-        make_dir(&self.devices.join(name))?;
         let memory = self.memory.join(name);
         limit_memory(&memory, limits.memory + AGENT_MEMORY)?;
         limit_memory(&memory.join("job"), limits.memory)?;
 
         let pids = self.pids.join(name);
-        write(&pids.join("agent/pids.max"), &AGENT_PIDS.to_string())?;
+        write(&pids.join("pids.max"), &(AGENT_PIDS + u64::from(limits.pids)).to_string())?;
         write(&pids.join("job/pids.max"), &limits.pids.to_string())?;
 
         let cpu = self.cpu.join(name).join("job");
         write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
         let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
-        write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())?;
-
-        let devices = self.devices.join(name);
-        write(&devices.join("devices.deny"), "a")?;
-        DEVICES.into_iter().try_for_each(|rule| write(&devices.join("devices.allow"), rule))
+        write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())
     }
 
-    pub(super) fn tasks(&self, name: &Path, leaf: &str) -> Result<Vec<OwnedFd>, CgroupError> {
+    /// By what a process enters a sandbox's cgroup, and the devices' one of its instance.
+    pub(super) fn tasks(&self, cgroup: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
         let mut options = fs::OpenOptions::new();
         options.write(true);
-        let places = self.split_roots().into_iter().map(|root| root.join(name).join(leaf));
-        places.chain([self.devices.join(name)]).map(|place| open(&place.join("tasks"), &options)).collect()
+        let instance = cgroup.iter().next().unwrap_or_default();
+        let places = self.split_roots().into_iter().map(|root| root.join(cgroup));
+        places
+            .chain([self.devices.join(instance)])
+            .map(|place| open(&place.join("tasks"), &options))
+            .collect()
     }
 
     pub(super) fn usage(&self, name: &Path) -> Usage {

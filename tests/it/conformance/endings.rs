@@ -109,7 +109,9 @@ fn a_daemon_that_holds_the_output_does_not_hold_up_the_end(place: &Place) {
 
 fn a_sandbox_whose_agent_dies_is_lost_and_not_the_jobs_failure(place: &Place) {
     let (running, sandbox) = place.start(place.shell("echo ready; sleep 1000"));
-    for agent in sandbox.agent() {
+    let agents = sandbox.agent();
+    assert_eq!(agents.len(), 1, "the agent and nobody else is in its cgroup");
+    for agent in agents {
         kill_process(Pid::from_raw(agent.cast_signed()).unwrap(), Signal::KILL).unwrap();
     }
     running.finish().code(125).says(&["the sandbox was lost", "not its failure", "mayfly doctor"]);

@@ -45,9 +45,10 @@ impl Sandbox {
         pids(&self.directory.join("job/cgroup.procs"))
     }
 
-    /// The host's pid of the agent.
+    /// The host's pid of the agent: in a leaf of its own on v2, in the sandbox's own cgroup on v1.
     pub(crate) fn agent(&self) -> Vec<u32> {
-        pids(&self.directory.join("agent/cgroup.procs"))
+        let leaf = self.directory.join("agent");
+        pids(&if leaf.exists() { leaf } else { self.directory.clone() }.join("cgroup.procs"))
     }
 
     /// What a cgroup file of the job's says, whichever version and controller has it.
