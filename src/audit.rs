@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Subcommand};
 use pool::{Audit, Event, Finding, LedgerError, Story};
 
-use crate::cli::Places;
+use crate::node::Places;
 
 /// Reads the ledger: which sandbox served which job, and that none served two.
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use clap::Args;
-use pool::{Pool, PoolConfig, Tier};
+use pool::{Pool, Tier};
 use scheduler::{
     Batch, BatchError, Defaults, JournalError, Plan, Policy, Running, Stage, Stop, Stopper,
     control::{self, Identity},
@@ -27,9 +27,9 @@ use tokio::runtime::Builder;
 use worker::{ErrorReport, Settings, Worker, causes};
 
 use crate::{
-    cli::Places,
     complaint::{complain, remark},
     exit,
+    node::Places,
     streams::Signals,
 };
 
@@ -221,15 +221,9 @@ async fn heed(mut signals: Signals, stopper: Stopper, first: Arc<OnceLock<u8>>) 
 }
 
 fn open_pool(places: &Places, slots: usize) -> Result<Pool, ErrorReport> {
-    let defaults = pool::Settings::default();
-    let config = PoolConfig {
-        data_dir: places.data_dir.clone(),
-        run_dir: places.run_dir.clone(),
-        // Whatever becomes of the file that it was started from, this is the very same program.
-        spawner: PathBuf::from("/proc/self/exe"),
-        // Each slot has one in use, one on its way out and one waiting.
-        settings: pool::Settings { max_instances: defaults.max_instances.max(3 * slots), ..defaults },
-    };
+    let mut config = places.pool(&places.config()?);
+    // Each slot has one in use, one on its way out and one waiting.
+    config.settings.max_instances = config.settings.max_instances.max(3 * slots);
     Pool::open(&config).map_err(|error| {
         let hint = "`mayfly doctor` says what this host needs";
         ErrorReport::new("no sandbox can be made here", causes(&error), hint)

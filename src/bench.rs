@@ -6,7 +6,6 @@ mod report;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -17,7 +16,7 @@ use tokio::runtime::Builder;
 use worker::{ErrorReport, causes};
 
 use self::{measure::Bench, report::Report};
-use crate::{cli::Places, complaint::complain, exit};
+use crate::{complaint::complain, exit, node::Places};
 
 /// Measures what a sandbox costs here: floor, warm, cold, clean, sustained, a burst, idle memory.
 ///
@@ -53,11 +52,12 @@ fn gap(text: &str) -> Result<Duration, String> {
 
 /// Measures and prints.
 pub(crate) fn run(args: &BenchArgs, places: &Places) -> ExitCode {
-    let config = PoolConfig {
-        data_dir: places.data_dir.clone(),
-        run_dir: places.run_dir.clone(),
-        spawner: PathBuf::from("/proc/self/exe"),
-        settings: pool::Settings::default(),
+    let config = match places.config() {
+        Ok(config) => places.pool(&config),
+        Err(error) => {
+            complain(&error);
+            return exit::MAYFLY.into();
+        }
     };
     let measured = Builder::new_current_thread()
         .enable_all()

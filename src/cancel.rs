@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use scheduler::control::{Answer, Ask, CancelStatus, client::live};
 
-use crate::{cli::Places, status::answers};
+use crate::{node::Places, status::answers};
 
 /// End a job: SIGTERM, its grace, SIGKILL. One that has not begun does not begin.
 #[derive(Debug, Args)]

@@ -3,11 +3,10 @@
 use std::{
     ffi::OsString,
     io::{self, Write},
-    path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use images::Store;
 use pool::host::Query;
 use worker::{ErrorReport, causes};
@@ -21,6 +20,7 @@ use crate::{
     doctor::{self, DoctorArgs},
     exit,
     image::{self, ImageArgs},
+    node::Places,
     pool_status::{self, PoolArgs},
     reap::{self, ReapArgs},
     run::{self, RunArgs},
@@ -36,23 +36,6 @@ struct Cli {
     places: Places,
     #[command(subcommand)]
     verb: Verb,
-}
-
-/// Where mayfly keeps its things.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Places {
-    /// Images and other things that outlive a reboot.
-    #[arg(
-        long,
-        global = true,
-        env = "MAYFLY_DATA_DIR",
-        default_value = "/var/lib/mayfly",
-        value_name = "DIR"
-    )]
-    pub(crate) data_dir: PathBuf,
-    /// Locks and claims of the processes that live now; shared by all mayflies of this host.
-    #[arg(long, global = true, env = "MAYFLY_RUN_DIR", default_value = "/run/mayfly", value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,7 @@ mod doctor;
 mod exit;
 mod get;
 mod image;
+mod node;
 mod pool_status;
 mod put;
 mod reap;

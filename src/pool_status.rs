@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use pool::KindStatus;
 use scheduler::control::{Answer, Ask, client::live};
 
-use crate::{cli::Places, status::answers};
+use crate::{node::Places, status::answers};
 
 /// Look at the pools of clean sandboxes.
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use pool::{Leftover, OpenError};
 
-use crate::cli::Places;
+use crate::node::Places;
 
 /// Ends what dead mayfly processes left on this host: processes, cgroups, claims on user ids.
 ///

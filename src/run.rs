@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -10,7 +9,7 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::Args;
-use pool::{OpenError, Pool, PoolConfig, Tier};
+use pool::{OpenError, Pool, Tier};
 use scheduler::{Origin, Policy, admit};
 use tokio::runtime::{Builder, Runtime};
 use worker::{
@@ -18,10 +17,10 @@ use worker::{
 };
 
 use crate::{
-    cli::Places,
     complaint::{complain, remark},
     exit,
     get::{self, Get, LocalFiles},
+    node::Places,
     put::{self, Put},
     streams::{Signals, Stdout},
     summary,
@@ -207,12 +206,9 @@ async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
         Ok(signals) => drop(runtime.spawn(signals.cancel(ending.clone(), interrupted_by.clone()))),
         Err(error) => return Ran::not_at_all(Outcome::InfraError, no_start(&error)),
     }
-    let config = PoolConfig {
-        data_dir: places.data_dir.clone(),
-        run_dir: places.run_dir.clone(),
-        // Whatever becomes of the file that it was started from, this is the very same program.
-        spawner: PathBuf::from("/proc/self/exe"),
-        settings: pool::Settings::default(),
+    let config = match places.config() {
+        Ok(config) => places.pool(&config),
+        Err(error) => return Ran::not_at_all(Outcome::InfraError, error),
     };
     let pool = match Pool::open(&config) {
         Ok(pool) => pool,

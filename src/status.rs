@@ -16,7 +16,7 @@ use scheduler::{
     shown,
 };
 
-use crate::{cli::Places, complaint::remark};
+use crate::{complaint::remark, node::Places};
 
 /// Show what the mayflies that run now are doing, or where one job stands.
 #[derive(Debug, Args)]

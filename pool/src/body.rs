@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{chroot, obituary::Obituary, pool::PoolSlot, tier::Tier};
+use crate::{cgroup::CgroupError, chroot, limits::Limits, obituary::Obituary, pool::PoolSlot, tier::Tier};
 
 /// The sandbox as its tier knows it.
 #[derive(Debug)]
@@ -41,6 +41,20 @@ pub enum DestroyError {
     },
 }
 
+/// A limit could not be tightened.
+#[derive(Debug, Error)]
+pub enum NarrowError {
+    /// One of the cgroup's.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The size of the throw-away disk.
+    #[error("cannot change the size of the sandbox's disk")]
+    Disk(#[source] std::io::Error),
+    /// There is nobody in the sandbox any more.
+    #[error("the sandbox has died")]
+    Dead,
+}
+
 impl Body {
     pub(crate) fn tier(&self) -> Tier {
         match self {
@@ -59,6 +73,13 @@ impl Body {
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
         match self {
             Self::Chroot(sandbox) => sandbox.hold(slot),
+        }
+    }
+
+    /// Tightens limits before the job begins.
+    pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<(), NarrowError> {
+        match self {
+            Self::Chroot(sandbox) => sandbox.narrow(from, to),
         }
     }
 

@@ -154,6 +154,14 @@ impl Cgroup {
         }
     }
 
+    /// Sets the limits anew.
+    pub(crate) fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.limit(&self.name, limits),
+            Hierarchy::V2(v2) => v2.limit(&self.name, limits),
+        }
+    }
+
     /// How the agent enters its cgroup.
     pub(crate) fn agent_entry(&self) -> Result<Entry, CgroupError> {
         self.entry(&self.agent())

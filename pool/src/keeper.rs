@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     lease::Source,
-    shelf::{Counts, Made, Shelf},
+    shelf::{Ahead, Counts, Made, Shelf},
 };
 
 /// How often the loop looks even when nothing has changed.
@@ -42,6 +42,8 @@ pub(crate) trait Maker: Send + Sync + 'static {
     fn discard(&self, clean: Self::Clean) -> impl Future<Output = ()> + Send;
     /// Whether one that waits is still good.
     fn is_fit(&self, clean: &Self::Clean) -> bool;
+    /// Whether any of a kind may be made before a job asks for it.
+    fn is_made_ahead(&self, kind: &Self::Kind) -> bool;
     /// How many may be made at once now, at most `most`: less on a host under pressure.
     fn making_now(&self, most: usize) -> usize;
 }
@@ -172,7 +174,7 @@ impl<M: Maker> Keeper<M> {
     pub(crate) async fn take(&self, kind: &M::Kind) -> Result<Taken<M>, Refused<M::Error>> {
         let (taken, unfit) = {
             let mut all = self.core.lock();
-            let shelf = all.entry(kind.clone()).or_insert_with(Shelf::new);
+            let shelf = self.core.shelf(&mut all, kind);
             shelf.demand.asked(Instant::now());
             // Who came first waits first, even if one has just become ready.
             let (taken, unfit) = if shelf.waiting() == 0 {
@@ -197,14 +199,20 @@ impl<M: Maker> Keeper<M> {
 
     /// Says how many jobs of a kind are still to come, so that as many are made and no more.
     pub(crate) fn expect(&self, kind: &M::Kind, jobs: usize) {
-        self.core.lock().entry(kind.clone()).or_insert_with(Shelf::new).demand.expect(jobs, Instant::now());
+        self.core.shelf(&mut self.core.lock(), kind).demand.expect(jobs, Instant::now());
+        self.core.changed.notify_one();
+    }
+
+    /// Lets this many of a kind wait even when no job comes.
+    pub(crate) fn keep(&self, kind: &M::Kind, idle_count: usize) {
+        self.core.shelf(&mut self.core.lock(), kind).keep(idle_count);
         self.core.changed.notify_one();
     }
 
     /// How each kind stands now.
     pub(crate) fn standings(&self) -> Vec<Standing<M::Kind>> {
         let now = Instant::now();
-        let Settings { idle_count, idle_time, .. } = self.core.settings;
+        let idle_time = self.core.settings.idle_time;
         let shelves = self.core.lock();
         shelves
             .iter()
@@ -213,7 +221,7 @@ impl<M: Maker> Keeper<M> {
                 ready: shelf.ready(),
                 waiting: shelf.waiting(),
                 counts: shelf.counts(),
-                target: shelf.demand.target(now, idle_count, idle_time),
+                target: shelf.target(now, idle_time),
             })
             .collect()
     }
@@ -231,6 +239,14 @@ impl<M: Maker> Core<M> {
     fn lock(&self) -> MutexGuard<'_, Shelves<M>> {
         // Nothing panics between two halves of a change.
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shelf of a kind, put up if need be.
+    fn shelf<'a>(&self, shelves: &'a mut Shelves<M>, kind: &M::Kind) -> &'a mut Shelf<M::Clean, Waiter<M>> {
+        shelves.entry(kind.clone()).or_insert_with(|| {
+            let ahead = self.maker.is_made_ahead(kind);
+            Shelf::new(if ahead { Ahead::AtLeast(self.settings.idle_count) } else { Ahead::Never })
+        })
     }
 
     fn taken(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, source: Source) -> Taken<M> {
@@ -251,7 +267,7 @@ impl<M: Maker> Core<M> {
         loop {
             let outcome = {
                 let mut all = self.lock();
-                let shelf = all.entry(kind.clone()).or_insert_with(Shelf::new);
+                let shelf = self.shelf(&mut all, kind);
                 match took.take() {
                     Some(took) => shelf.made(clean, Instant::now(), took),
                     None => shelf.shelve(clean, Instant::now()),
@@ -290,23 +306,18 @@ impl<M: Maker> Core<M> {
     /// One look at all shelves: what to start, what to end.
     fn reconcile(self: &Arc<Self>) {
         let now = Instant::now();
-        let Settings { idle_count, idle_time, ready_ttl, max_instances, making_at_once } = self.settings;
+        let Settings { idle_time, ready_ttl, max_instances, making_at_once, .. } = self.settings;
         let mut discarded = Vec::new();
         let mut started = Vec::new();
         {
             let mut shelves = self.lock();
             for shelf in shelves.values_mut() {
-                let target = shelf.demand.target(now, idle_count, idle_time);
-                // A little above the target may stay: making and ending in turns helps nobody.
-                let keep = if target > idle_count { target * 2 } else { target };
+                let keep = shelf.ceiling(now, idle_time);
                 discarded.extend(shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean)));
             }
             shelves.retain(|_, shelf| {
-                let demand = &shelf.demand;
                 // What the caller expects is remembered even while nothing is there.
-                !shelf.is_idle()
-                    || !demand.is_stale(now, idle_time)
-                    || demand.target(now, idle_count, idle_time) > 0
+                !shelf.is_idle() || !shelf.demand.is_stale(now, idle_time) || shelf.target(now, idle_time) > 0
             });
 
             let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
@@ -321,7 +332,7 @@ impl<M: Maker> Core<M> {
             for (serving, mut places) in [(true, 2 * places), (false, places)] {
                 places = places.saturating_sub(making + started.len());
                 for (kind, shelf) in shelves.iter_mut() {
-                    let target = if serving { 0 } else { shelf.demand.target(now, idle_count, idle_time) };
+                    let target = if serving { 0 } else { shelf.target(now, idle_time) };
                     for _ in 0..shelf.wanted(target, now).min(places).min(room) {
                         shelf.making();
                         started.push(kind.clone());

@@ -45,7 +45,7 @@ use images::Image;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    body::{Body, DestroyError, Usage},
+    body::{Body, DestroyError, NarrowError, Usage},
     channel::Channel,
     id::GenerationId,
     limits::Limits,
@@ -64,6 +64,16 @@ pub enum Source {
     Cold,
 }
 
+/// Why no sandbox waited for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColdReason {
+    /// None of its kind was ready.
+    Empty,
+    /// Its limits fit no configured class, so none could be made ahead.
+    Shape,
+}
+
 /// A sandbox that no job has seen, with its agent waiting and the job's process armed.
 #[derive(Debug)]
 pub(crate) struct Clean {
@@ -75,6 +85,7 @@ pub(crate) struct Clean {
 pub struct Lease {
     life: Life,
     source: Source,
+    reason: ColdReason,
 }
 
 /// A sandbox that a job has used. It can only end.
@@ -125,9 +136,9 @@ impl Clean {
     }
 
     /// Gives the sandbox to its one job; the ledger says so already.
-    pub(crate) fn lease(mut self, source: Source, slot: PoolSlot) -> Lease {
+    pub(crate) fn lease(mut self, source: Source, reason: ColdReason, slot: PoolSlot) -> Lease {
         self.life.body.hold(slot);
-        Lease { life: self.life, source }
+        Lease { life: self.life, source, reason }
     }
 
     /// Ends a sandbox that no job has seen.
@@ -179,6 +190,21 @@ impl Lease {
     #[must_use]
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// Why no sandbox waited, if none did.
+    #[must_use]
+    pub fn cold_reason(&self) -> Option<ColdReason> {
+        (self.source == Source::Cold).then_some(self.reason)
+    }
+
+    /// Tightens the limits of the sandbox's class to the job's own.
+    pub(crate) fn narrow(&mut self, limits: &Limits) -> Result<(), NarrowError> {
+        if self.life.limits != *limits {
+            self.life.body.narrow(&self.life.limits, limits)?;
+            self.life.limits = *limits;
+        }
+        Ok(())
     }
 
     /// How long it took to make the sandbox.

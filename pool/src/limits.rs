@@ -78,6 +78,16 @@ impl Limits {
         memory / 2
     }
 
+    /// Whether a sandbox with these limits has room for all that is asked.
+    pub(crate) fn holds(&self, asked: &Self) -> bool {
+        self.cpu_millis >= asked.cpu_millis
+            && self.memory >= asked.memory
+            && self.pids >= asked.pids
+            && self.disk >= asked.disk
+            && self.inodes >= asked.inodes
+            && self.open_files == asked.open_files
+    }
+
     /// Checks that a sandbox can start within these limits and that they can all hold at once.
     pub fn check(&self) -> Result<(), LimitError> {
         let least = |what, given: u64, least: u64, unit: &str| {

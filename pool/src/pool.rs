@@ -13,16 +13,18 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use crate::{
+    body::NarrowError,
     cgroup::{CgroupError, Hierarchy},
     chroot::{self, Chroot},
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
-    lease::{Clean, Lease},
+    lease::{Clean, ColdReason, Lease},
     ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
     obituary::Obituary,
     pressure,
     reaper::{Ground, Leftover},
+    shapes::{Shape, Shapes},
     tier::Tier,
 };
 
@@ -38,6 +40,8 @@ pub struct PoolConfig {
     pub spawner: PathBuf,
     /// How many sandboxes wait, and how many there may be.
     pub settings: Settings,
+    /// The classes of limits of which sandboxes are made ahead. None: each set of limits that is asked for is one.
+    pub classes: Vec<Limits>,
 }
 
 /// What a job needs of a sandbox.
@@ -55,6 +59,7 @@ pub struct Want {
 #[derive(Debug)]
 pub struct Pool {
     images: Resolver,
+    shapes: Shapes,
     instance: Instance,
     ground: Ground,
     ledger: Arc<Ledger>,
@@ -136,6 +141,16 @@ pub enum CheckoutError {
         #[source]
         error: chroot::MakeError,
     },
+    /// The sandbox has its class's limits and could not be given the job's, which are tighter. An infrastructure
+    /// failure: never the job's.
+    #[error("cannot give a {tier} sandbox its limits")]
+    Narrow {
+        /// Which tier.
+        tier: Tier,
+        /// Which limit, and why.
+        #[source]
+        error: NarrowError,
+    },
     /// The pool closes.
     #[error("the pool is closing")]
     Closing,
@@ -147,6 +162,8 @@ pub(crate) struct Blueprint {
     tier: Tier,
     image: Arc<Image>,
     limits: Limits,
+    /// Made for one job, whose limits fit no class.
+    measured: bool,
 }
 
 impl Pool {
@@ -167,7 +184,8 @@ impl Pool {
         let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
         let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger)));
-        Ok(Self { images: Resolver::new(images), instance, ground, ledger, tiers, keeper, reaper })
+        let (images, shapes) = (Resolver::new(images), Shapes::new(config.classes.clone()));
+        Ok(Self { images, shapes, instance, ground, ledger, tiers, keeper, reaper })
     }
 
     /// A clean sandbox for one job. The ledger says so before it is given.
@@ -180,9 +198,18 @@ impl Pool {
             })?;
         let generation = clean.generation();
         // Leased first: should the record fail, the drop of the lease ends the sandbox and frees its place.
-        let lease = clean.lease(source, slot);
+        let reason = if blueprint.measured { ColdReason::Shape } else { ColdReason::Empty };
+        let mut lease = clean.lease(source, reason, slot);
         self.ledger.append(Event::Consumed { generation, job })?;
+        lease.narrow(&want.limits).map_err(|error| CheckoutError::Narrow { tier: want.tier, error })?;
         Ok(lease)
+    }
+
+    /// Lets this many sandboxes of a kind wait even when no job comes.
+    pub fn keep(&self, want: &Want, idle_count: usize) -> Result<(), CheckoutError> {
+        let blueprint = self.blueprint(want)?;
+        self.keeper.keep(&blueprint, idle_count);
+        Ok(())
     }
 
     /// Says how many jobs of a kind are still to come, so that as many sandboxes are made and no more.
@@ -244,7 +271,11 @@ impl Pool {
             return Err(CheckoutError::TierMissing(want.tier));
         }
         let image = self.images.resolve(&want.image)?;
-        Ok(Blueprint { tier: want.tier, image, limits: want.limits })
+        let (limits, measured) = match self.shapes.of(&want.limits) {
+            Shape::Class(limits) => (limits, false),
+            Shape::Measured(limits) => (limits, true),
+        };
+        Ok(Blueprint { tier: want.tier, image, limits, measured })
     }
 }
 
@@ -346,6 +377,10 @@ impl Maker for Arc<Tiers> {
         clean.is_alive()
     }
 
+    fn is_made_ahead(&self, kind: &Blueprint) -> bool {
+        !kind.measured
+    }
+
     fn making_now(&self, most: usize) -> usize {
         pressure::making_now(most)
     }
@@ -357,7 +392,7 @@ fn image_name(image: &Image) -> String {
 
 impl Blueprint {
     fn identity(&self) -> impl Eq + Hash + '_ {
-        (self.tier, image_name(&self.image), self.limits)
+        (self.tier, image_name(&self.image), self.limits, self.measured)
     }
 }
 
@@ -365,6 +400,7 @@ impl PartialEq for Blueprint {
     fn eq(&self, other: &Self) -> bool {
         self.tier == other.tier
             && self.limits == other.limits
+            && self.measured == other.measured
             && self.image.digest == other.image.digest
             && self.image.name == other.image.name
     }

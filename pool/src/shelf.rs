@@ -19,9 +19,19 @@ pub(crate) struct Shelf<S, W> {
     ready: VecDeque<(S, Instant)>,
     waiting: VecDeque<W>,
     pub(crate) demand: Demand,
+    ahead: Ahead,
     counts: Counts,
     failures: u32,
     pause_until: Option<Instant>,
+}
+
+/// Whether sandboxes of a kind are made before a job asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// As many as the demand says, and never fewer than this.
+    AtLeast(usize),
+    /// None: each is made for one job.
+    Never,
 }
 
 /// How many sandboxes of a kind are in which state, those that wait apart.
@@ -43,8 +53,9 @@ pub(crate) enum Made<S, W> {
 }
 
 impl<S, W> Shelf<S, W> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ahead: Ahead) -> Self {
         Self {
+            ahead,
             ready: VecDeque::new(),
             waiting: VecDeque::new(),
             demand: Demand::new(),
@@ -115,6 +126,28 @@ impl<S, W> Shelf<S, W> {
     pub(crate) fn quarantined(&mut self) {
         self.counts.leased -= 1;
         self.counts.quarantined += 1;
+    }
+
+    /// From now on this many wait even when no job comes.
+    pub(crate) fn keep(&mut self, idle_count: usize) {
+        self.ahead = Ahead::AtLeast(idle_count);
+    }
+
+    /// How many should wait at `now`.
+    pub(crate) fn target(&self, now: Instant, idle_time: Duration) -> usize {
+        match self.ahead {
+            Ahead::AtLeast(idle_count) => self.demand.target(now, idle_count, idle_time),
+            Ahead::Never => 0,
+        }
+    }
+
+    /// How many may wait at `now`. A little above the target may stay: making and ending in turns helps nobody.
+    pub(crate) fn ceiling(&self, now: Instant, idle_time: Duration) -> usize {
+        let target = self.target(now, idle_time);
+        match self.ahead {
+            Ahead::AtLeast(idle_count) if target > idle_count => 2 * target,
+            _ => target,
+        }
     }
 
     /// How many more should be made now to reach `target` and serve who waits.

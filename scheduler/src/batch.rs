@@ -156,7 +156,7 @@ impl Batch {
     pub fn with<R: Runner>(self, runner: R) -> Running<R> {
         let Self { journal, queue, policy, slots, total, left, before } = self;
         let store = EmbeddedStore::new(Arc::clone(&journal));
-        let engine = Dispatcher::new(Arc::new(queue), store, runner, policy, slots);
+        let engine = Dispatcher::new(Arc::new(queue), store, runner, policy.into(), slots);
         engine.board().preset(before);
         Running { engine: Arc::new(engine), journal, total, left }
     }

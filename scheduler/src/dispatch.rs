@@ -27,7 +27,7 @@ use crate::{
     board::{Board, Entry},
     failpoint,
     key::JobKey,
-    policy::Policy,
+    policy::Policies,
     queue::{Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
     stop::{Stage, Stop, Stopper},
@@ -99,7 +99,7 @@ pub struct Dispatcher<Q, S, R> {
     queue: Q,
     store: S,
     runner: R,
-    policy: Policy,
+    policies: Policies,
     slots: usize,
     board: Board,
     /// Jobs in a row that got no sandbox.
@@ -110,12 +110,12 @@ pub struct Dispatcher<Q, S, R> {
 impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     /// A dispatcher with `slots` jobs at once.
     #[must_use]
-    pub fn new(queue: Q, store: S, runner: R, policy: Policy, slots: usize) -> Self {
+    pub fn new(queue: Q, store: S, runner: R, policies: Policies, slots: usize) -> Self {
         Self {
             queue,
             store,
             runner,
-            policy,
+            policies,
             slots,
             board: Board::default(),
             in_vain: AtomicU32::new(0),
@@ -291,7 +291,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let (idempotent, max_attempts) = (job.idempotent, job.max_attempts.unwrap_or(retry::MAX_ATTEMPTS));
         let origin =
             Origin { id: key.id.clone(), tenant: key.tenant.clone(), attempt: attempt.number, queued };
-        let assignment = match admit(job, origin, &self.policy) {
+        let assignment = match admit(job, origin, self.policies.of(&key.tenant)) {
             Ok(assignment) => assignment,
             Err(refusal) => return without_run(Outcome::Rejected, refusal.report()),
         };

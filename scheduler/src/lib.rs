@@ -2,6 +2,7 @@
 //!
 //! - [`admit()`]: a job as its author wrote it becomes an assignment, or a [`Refusal`] that says why not.
 //! - [`Policy`]: what the jobs of one tenant may ask for.
+//! - [`config`]: what an operator decides.
 //! - [`Queue`] and [`Store`]: where jobs come from, and where their results go. The embedded ones serve a batch.
 //! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
 //! - [`Batch`]: a file of jobs, run to its end on this machine.
@@ -10,6 +11,7 @@
 mod admit;
 mod batch;
 mod board;
+pub mod config;
 #[cfg(test)]
 mod contract;
 pub mod control;
@@ -34,7 +36,7 @@ pub use dispatch::{DispatchError, Dispatcher, Runner};
 pub use intake::{Defaults, IntakeError};
 pub use journal::JournalError;
 pub use key::{BadKey, BodyDigest, JobKey};
-pub use policy::Policy;
+pub use policy::{Policies, Policy};
 pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
 pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};

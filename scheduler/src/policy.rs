@@ -1,12 +1,12 @@
 //! What the jobs of one tenant may ask for, and what they get when they do not ask. Pure.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use pool::{Limits, Tier};
 use worker::Trust;
 
 /// What holds for the jobs of one tenant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// No job of the tenant runs on a weaker tier than this.
     pub floor: Tier,
@@ -57,6 +57,34 @@ impl Policy {
             (_, trust) => trust.map(meaning),
         };
         asked.into_iter().chain(meant).fold(self.floor, Tier::max)
+    }
+}
+
+/// What holds for each tenant.
+#[derive(Debug, Clone, Default)]
+pub struct Policies {
+    default: Policy,
+    tenants: HashMap<String, Policy>,
+}
+
+impl Policies {
+    /// One for each of these tenants, and one for all others.
+    #[must_use]
+    pub fn new(default: Policy, tenants: HashMap<String, Policy>) -> Self {
+        Self { default, tenants }
+    }
+
+    /// What holds for a tenant.
+    #[must_use]
+    pub fn of(&self, tenant: &str) -> &Policy {
+        self.tenants.get(tenant).unwrap_or(&self.default)
+    }
+}
+
+impl From<Policy> for Policies {
+    /// The same for all.
+    fn from(policy: Policy) -> Self {
+        Self::new(policy, HashMap::new())
     }
 }
 

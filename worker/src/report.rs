@@ -64,7 +64,10 @@ impl<'a> Report<'a> {
                 let hint = "`mayfly doctor` says which tiers this host offers and what the others need";
                 (Outcome::Rejected, ErrorReport::new(format!("no sandbox of tier {tier}"), why, hint))
             }
-            CheckoutError::Make { .. } | CheckoutError::Ledger(_) | CheckoutError::Closing => {
+            CheckoutError::Make { .. }
+            | CheckoutError::Narrow { .. }
+            | CheckoutError::Ledger(_)
+            | CheckoutError::Closing => {
                 let hint = "`mayfly doctor` says what is wrong with this host; the job is not at fault";
                 (Outcome::InfraError, ErrorReport::new("no sandbox could be made", why, hint))
             }
@@ -79,6 +82,7 @@ impl<'a> Report<'a> {
         self.result.image = Some(format!("{}@{}", image.name, image.digest));
         self.result.generation = Some(lease.generation().to_string());
         self.result.source = Some(lease.source());
+        self.result.cold_reason = lease.cold_reason();
     }
 
     /// A file could not be put in.

@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use pool::{Source, Tier};
+use pool::{ColdReason, Source, Tier};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,10 @@ pub struct JobResult {
     /// Whether the sandbox waited for the job (`warm`) or was made for it (`cold`). Missing if no sandbox was had.
     #[schemars(schema_with = "optional_source_schema")]
     pub source: Option<Source>,
+    /// Why no sandbox waited: `empty`, none was ready; `shape`, the limits fit no configured class. Missing if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_cold_reason_schema")]
+    pub cold_reason: Option<ColdReason>,
     /// How long each phase took.
     pub phases: Phases,
     /// What the job used. Missing if no sandbox was had.
@@ -260,6 +264,7 @@ impl JobResult {
             image: None,
             generation: None,
             source: None,
+            cold_reason: None,
             phases: Phases::default(),
             usage: None,
             stdout: Text::default(),
@@ -280,6 +285,10 @@ impl JobResult {
 
 fn optional_tier_schema(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [tier_schema(generator), { "type": "null" }] })
+}
+
+fn optional_cold_reason_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["empty", "shape", null] })
 }
 
 fn optional_source_schema(_: &mut SchemaGenerator) -> Schema {

@@ -83,9 +83,15 @@ impl Hierarchy {
         for root in self.split_roots() {
             make_dir(&root.join(name).join("job"))?;
         }
+        self.limit(name, limits)
+    }
+
+    /// The limit of memory must not lie above the one of memory with swap at any time, so a limit can only become
+    /// tighter.
+    pub(super) fn limit(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
         let memory = self.memory.join(name);
-        limit_memory(&memory, limits.memory + AGENT_MEMORY)?;
         limit_memory(&memory.join("job"), limits.memory)?;
+        limit_memory(&memory, limits.memory + AGENT_MEMORY)?;
 
         let pids = self.pids.join(name);
         write(&pids.join("pids.max"), &(AGENT_PIDS + u64::from(limits.pids)).to_string())?;

@@ -45,17 +45,10 @@ impl Hierarchy {
         make_dir(&agent)?;
         make_dir(&job)?;
 
-        write(&sandbox.join("memory.max"), &(limits.memory + AGENT_MEMORY).to_string())?;
+        self.limit(name, limits)?;
         write(&agent.join("pids.max"), &AGENT_PIDS.to_string())?;
-        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
-        for (file, value) in [
-            ("memory.max", limits.memory.to_string()),
-            ("memory.oom.group", "1".to_owned()),
-            ("pids.max", limits.pids.to_string()),
-            ("cpu.max", format!("{quota} {CPU_PERIOD_US}")),
-            ("cgroup.max.descendants", "0".to_owned()),
-        ] {
-            write(&job.join(file), &value)?;
+        for (file, value) in [("memory.oom.group", "1"), ("cgroup.max.descendants", "0")] {
+            write(&job.join(file), value)?;
         }
         // The file is missing on a kernel without swap, where nothing can be swapped.
         for swap in [sandbox.join("memory.swap.max"), job.join("memory.swap.max")] {
@@ -68,6 +61,16 @@ impl Hierarchy {
             chown(&procs, Some(agent_uid), None).map_err(|error| CgroupError::Open { path: procs, error })?;
         }
         Ok(())
+    }
+
+    pub(super) fn limit(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        let sandbox = self.root.join(name);
+        let job = sandbox.join("job");
+        write(&sandbox.join("memory.max"), &(limits.memory + AGENT_MEMORY).to_string())?;
+        write(&job.join("memory.max"), &limits.memory.to_string())?;
+        write(&job.join("pids.max"), &limits.pids.to_string())?;
+        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
+        write(&job.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))
     }
 
     /// Hands the controllers down from the root to the sandbox's directory.

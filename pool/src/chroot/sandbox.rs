@@ -13,10 +13,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::mounts;
 use crate::{
-    body::{DestroyError, Usage},
+    body::{DestroyError, NarrowError, Usage},
     cgroup::Cgroup,
     ledger::Ended,
+    limits::Limits,
     obituary::Obituary,
     pool::PoolSlot,
     uids::UidRange,
@@ -146,6 +148,16 @@ impl Sandbox {
         if let Some(obituary) = &mut self.remains_mut().obituary {
             obituary.hold(slot);
         }
+    }
+
+    /// Tightens limits before the job begins: nothing of it is in memory or on the disk yet.
+    pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<(), NarrowError> {
+        self.cgroup().limit(to)?;
+        if (from.disk, from.inodes) == (to.disk, to.inodes) {
+            return Ok(());
+        }
+        let agent = self.cgroup().agent_pids().first().copied().ok_or(NarrowError::Dead)?;
+        mounts::resize(agent, to).map_err(NarrowError::Disk)
     }
 
     pub(crate) fn is_alive(&self) -> bool {

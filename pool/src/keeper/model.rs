@@ -54,6 +54,10 @@ impl Maker for Arc<Script> {
         !self.dead.lock().unwrap().contains(&clean.0)
     }
 
+    fn is_made_ahead(&self, _: &Self::Kind) -> bool {
+        true
+    }
+
     fn making_now(&self, most: usize) -> usize {
         most
     }

@@ -1,0 +1,150 @@
+//! `mayfly.toml`: what an operator decides. Its annotated example, `deploy/mayfly.toml`, is its documentation, and a test
+//! reads it.
+//!
+//! What is left out has a default. What is unknown or cannot be is refused, with the line and what to do.
+
+mod pool;
+mod services;
+mod tenants;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ::pool::{LimitError, Tier};
+use serde::Deserialize;
+use thiserror::Error;
+
+pub use self::{
+    pool::{Class, Keep, PoolPart},
+    services::{BrokerPart, ServePart, StorePart},
+    tenants::{Defaults as TenantDefaults, Tenant},
+};
+use crate::{key::is_name, policy::Policies};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What this host does for the queue.
+    pub serve: ServePart,
+    /// The queue.
+    pub broker: Option<BrokerPart>,
+    /// The state that hosts share.
+    pub store: Option<StorePart>,
+    /// How many sandboxes there are.
+    pub pool: PoolPart,
+    /// Limits of which sandboxes are made ahead, by name.
+    pub classes: BTreeMap<String, Class>,
+    /// What holds for tenants that do not say otherwise.
+    pub defaults: TenantDefaults,
+    /// Who may send jobs, by name.
+    pub tenants: BTreeMap<String, Tenant>,
+}
+
+/// The file cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// It is no TOML, or has a field that is unknown or of another kind.
+    #[error("{path}: {error}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A value that nothing can be made of.
+    #[error("{field}: {problem}")]
+    Value {
+        /// Which, such as `tenants.acme.weight`.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A class in which no sandbox can start.
+    #[error("classes.{class}: {error}")]
+    Class {
+        /// Which.
+        class: String,
+        /// Why.
+        error: LimitError,
+    },
+}
+
+impl ConfigError {
+    fn value(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Value { field: field.into(), problem: problem.into() }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what the types alone do not say.
+    fn check(&self) -> Result<(), ConfigError> {
+        self.serve.check()?;
+        self.pool.check(&self.classes)?;
+        for (name, class) in &self.classes {
+            class.limits().check().map_err(|error| ConfigError::Class { class: name.clone(), error })?;
+        }
+        for (name, tenant) in &self.tenants {
+            if !is_name(name) {
+                let problem = "a tenant's name is 1 to 128 letters, digits, dots, underscores and dashes";
+                return Err(ConfigError::value(format!("tenants.{name}"), problem));
+            }
+            tenant.check(name)?;
+        }
+        Ok(())
+    }
+
+    /// What the jobs of each tenant may ask for.
+    #[must_use]
+    pub fn policies(&self) -> Policies {
+        let default = self.defaults.policy();
+        let tenants = self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.policy(&default)));
+        Policies::new(default.clone(), tenants.collect())
+    }
+
+    /// The limits of which sandboxes are made ahead.
+    #[must_use]
+    pub fn shapes(&self) -> Vec<::pool::Limits> {
+        self.classes.values().map(Class::limits).collect()
+    }
+
+    /// The tiers on which jobs of a tenant may run.
+    #[must_use]
+    pub fn floor(&self, tenant: &str) -> Tier {
+        self.tenants.get(tenant).and_then(|tenant| tenant.floor).unwrap_or(self.defaults.floor)
+    }
+}
+
+/// Refuses a time that is none.
+fn some_time(field: &str, time: Duration) -> Result<(), ConfigError> {
+    if time.is_zero() {
+        return Err(ConfigError::value(field, "it is no time at all; write something like \"30s\""));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+use std::io::Write;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../deploy/mayfly.toml");
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    Config::load(file.path())
+}
+
+#[test]
+fn the_annotated_example_is_read() {
+    let config = load(EXAMPLE).unwrap();
+    assert_eq!(config.tenants["acme"].weight, Some(2));
+    assert_eq!(config.floor("acme"), Tier::Docker);
+    assert_eq!(config.floor("in-house"), Tier::Chroot);
+    assert_eq!(config.shapes().len(), 2);
+    assert_eq!(config.pool.keep[0].want(&config.classes).unwrap().limits, config.classes["small"].limits());
+}
+
+#[test]
+fn every_default_that_the_example_shows_is_the_default() {
+    let shown: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            // A setting that is commented out has no space behind its mark; a remark has.
+            Some(setting) if !setting.starts_with(' ') && setting.contains('=') => format!("{setting}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let (mut shown, mut plain) = (load(&shown).unwrap(), load(EXAMPLE).unwrap());
+    let acme = shown.tenants.remove("acme").unwrap();
+    assert_eq!(acme.floor, Some(plain.defaults.floor));
+    assert_eq!(acme.longest_timeout, Some(plain.defaults.longest_timeout));
+    plain.tenants.remove("acme");
+    let small = shown.classes.remove("small").unwrap();
+    assert_eq!(small.limits(), plain.classes.remove("small").unwrap().limits());
+    for part in [&mut shown.broker.as_mut().unwrap().ca_file, &mut shown.store.as_mut().unwrap().ca_file] {
+        assert_eq!(part.take(), Some(PathBuf::from("/etc/mayfly/ca.pem")));
+    }
+    assert_eq!(shown, plain);
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    assert_eq!(load("").unwrap(), Config::default());
+}
+
+#[test]
+fn a_tenant_has_the_defaults_where_it_does_not_say_otherwise() {
+    let config = load(
+        "[defaults]\nfloor = 'vm'\nlongest_timeout = '5m'\n[tenants.a]\n[tenants.b]\nfloor = 'chroot'\nlongest_timeout = '1h'",
+    );
+    let policies = config.unwrap().policies();
+    let minutes = |tenant| policies.of(tenant).longest_timeout.as_secs() / 60;
+    assert_eq!((policies.of("a").floor, minutes("a")), (Tier::Vm, 5));
+    assert_eq!((policies.of("b").floor, minutes("b")), (Tier::Chroot, 60));
+    assert_eq!(policies.of("nobody").floor, Tier::Vm);
+    assert_eq!(policies.of("a").timeout.as_secs(), 300, "no default above the longest");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
+    let table = [
+        ("[serve]\nslotz = 3", &["line 2", "unknown field `slotz`"][..]),
+        ("[serve]\nslots = 0", &["serve.slots", "from 1 to 1024"]),
+        ("[serve]\ntiers = []", &["serve.tiers", "no job can run"]),
+        ("[serve]\ntiers = ['jail']", &["line 2", "jail"]),
+        ("[pool]\nmax_instances = 0", &["pool.max_instances", "no job can run"]),
+        ("[pool]\nready_ttl = '0s'", &["pool.ready_ttl", "no time at all"]),
+        ("[pool]\nready_ttl = 'soon'", &["line 2", "ready_ttl"]),
+        (
+            "[[pool.keep]]\ntier = 'chroot'\nimage = 'base'\nclass = 'huge'\nidle_count = 1",
+            &["pool.keep[0]", "[classes.huge]"],
+        ),
+        ("[classes.tiny]\ncpus = 1\nmemory = '1kB'", &["classes.tiny", "memory of 1000 bytes"]),
+        ("[classes.odd]\ncpus = nan\nmemory = '1GiB'", &["classes.odd", "cpus"]),
+        ("[tenants.'a b']", &["tenants.a b", "letters, digits"]),
+        ("[tenants.a]\nweight = 0", &["tenants.a.weight", "from 1 to 1000"]),
+        ("[tenants.a]\nmax_running = 0", &["tenants.a.max_running", "wait for ever"]),
+        ("[broker]\nport = 1", &["unknown field `port`"]),
+        ("= 1", &["line 1"]),
+    ];
+    for (text, expected) in table {
+        let said = load(text).expect_err(text).to_string();
+        for word in expected {
+            assert!(said.contains(word), "{text:?} is refused without {word:?}: {said}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! This node as the command line and `mayfly.toml` describe it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pool::PoolConfig;
+use scheduler::config::{Config, ConfigError};
+use worker::{ErrorReport, causes};
+
+/// Where the configuration is looked for when nobody says where it is.
+const CONFIG: &str = "/etc/mayfly/mayfly.toml";
+
+/// Where mayfly keeps its things.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Places {
+    /// Images and other things that outlive a reboot.
+    #[arg(
+        long,
+        global = true,
+        env = "MAYFLY_DATA_DIR",
+        default_value = "/var/lib/mayfly",
+        value_name = "DIR"
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// Locks and claims of the processes that live now; shared by all mayflies of this host.
+    #[arg(long, global = true, env = "MAYFLY_RUN_DIR", default_value = "/run/mayfly", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// What the operator decided [default: /etc/mayfly/mayfly.toml, if it is there].
+    #[arg(long, global = true, env = "MAYFLY_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+impl Places {
+    /// What the operator decided; all defaults where nobody did.
+    pub(crate) fn config(&self) -> Result<Config, ErrorReport> {
+        let read = match &self.config {
+            Some(path) => Config::load(path),
+            None if Path::new(CONFIG).exists() => Config::load(Path::new(CONFIG)),
+            None => Ok(Config::default()),
+        };
+        read.map_err(|error| {
+            let hint = match &error {
+                ConfigError::Read { .. } => "name the file by --config or MAYFLY_CONFIG",
+                _ => "the annotated example, deploy/mayfly.toml, shows every setting",
+            };
+            ErrorReport::new("the configuration cannot be used", causes(&error), hint)
+        })
+    }
+
+    /// The pool of this node.
+    pub(crate) fn pool(&self, config: &Config) -> PoolConfig {
+        PoolConfig {
+            data_dir: self.data_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            // Whatever becomes of the file that it was started from, this is the very same program.
+            spawner: PathBuf::from("/proc/self/exe"),
+            settings: config.pool.settings(),
+            classes: config.shapes(),
+        }
+    }
+}
