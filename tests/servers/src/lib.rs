@@ -5,6 +5,8 @@
 
 mod port;
 mod process;
+mod redis;
 
 pub use port::free_port;
 pub use process::Process;
+pub use redis::Redis;
