@@ -3,7 +3,8 @@
 //! - [`admit()`]: a job as its author wrote it becomes an assignment, or a [`Refusal`] that says why not.
 //! - [`Policy`]: what the jobs of one tenant may ask for.
 //! - [`config`]: what an operator decides.
-//! - [`Queue`] and [`Store`]: where jobs come from, and where their results go. The embedded ones serve a batch.
+//! - [`Queue`] and [`Store`]: where jobs come from, and where their results go. The embedded ones serve a batch,
+//!   [`redis`] several hosts.
 //! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
 //! - [`Batch`]: a file of jobs, run to its end on this machine.
 //! - [`control`]: how other processes ask a live one.
@@ -41,5 +42,5 @@ pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
 pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};
 pub use stop::{Stage, Stop, Stopper, stop};
-pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError};
+pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError, redis};
 pub use tally::{PhaseTimes, Tally, shown};

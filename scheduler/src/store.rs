@@ -4,6 +4,7 @@
 //! result, and only once: whoever comes later, or from an older attempt, is told so and changes nothing.
 
 pub(crate) mod embedded;
+pub mod redis;
 
 use std::{error::Error, future::Future, time::Duration};
 
