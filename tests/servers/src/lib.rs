@@ -5,8 +5,12 @@
 
 mod port;
 mod process;
+mod proxy;
 mod redis;
+mod skip;
 
 pub use port::free_port;
 pub use process::Process;
+pub use proxy::Proxy;
 pub use redis::Redis;
+pub use skip::skipped;

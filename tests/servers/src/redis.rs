@@ -220,8 +220,7 @@ mod tests {
     #[test]
     fn a_killed_server_keeps_what_it_answered_and_forgets_what_is_cut_off() {
         if !Redis::is_installed() {
-            eprintln!("skipped: there is no redis-server");
-            return;
+            return crate::skipped("a_killed_server_keeps_what_it_answered", "there is no redis-server");
         }
         let mut server = Redis::start().unwrap();
         assert_eq!(ask(&server, "SET a 1"), "+OK\r\n");

@@ -55,7 +55,11 @@ impl RedisAddress {
             who = who.set_password(password);
         }
         info = info.set_redis_settings(who);
-        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) { self.over_tls(info) } else { Client::open(info).map_err(bad) }
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            self.over_tls(info)
+        } else {
+            Client::open(info).map_err(bad)
+        }
     }
 
     fn over_tls(&self, info: ConnectionInfo) -> Result<Client, RedisStoreError> {
@@ -63,8 +67,8 @@ impl RedisAddress {
         let _ = rustls::crypto::CryptoProvider::install_default(rustls::crypto::ring::default_provider());
         let bad = |error| RedisStoreError::Address { url: self.to_string(), error };
         let Some(path) = &self.certificates else { return Client::open(info).map_err(bad) };
-        let pem = fs::read(path)
-            .map_err(|error| RedisStoreError::Certificates { path: path.clone(), error })?;
+        let pem =
+            fs::read(path).map_err(|error| RedisStoreError::Certificates { path: path.clone(), error })?;
         Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) }).map_err(bad)
     }
 }

@@ -58,7 +58,9 @@ impl RedisStore {
         let version = field(&info, "redis_version").unwrap_or("0").to_owned();
         let unfit = |what: String| Err(RedisStoreError::Unfit { address: address.clone(), what });
         if field(&info, "cluster_enabled") == Some("1") {
-            return unfit("is a cluster, which loses answered writes when it fails over; use one server".to_owned());
+            return unfit(
+                "is a cluster, which loses answered writes when it fails over; use one server".to_owned(),
+            );
         }
         if field(&info, "role").is_some_and(|role| role != "master") {
             return unfit("is a replica; give the address of the server that it follows".to_owned());

@@ -183,7 +183,8 @@ impl Shared {
     /// attempts ended, then which are under way.
     pub(super) async fn remind(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
         let process = process(&mut connection).await?;
-        if process.is_some() && *self.known_process.lock().unwrap_or_else(PoisonError::into_inner) == process {
+        if process.is_some() && *self.known_process.lock().unwrap_or_else(PoisonError::into_inner) == process
+        {
             return Ok(());
         }
         if let Ok(heartbeat) = self.heartbeat() {
@@ -195,8 +196,7 @@ impl Shared {
                     self.release(&ended.job, ended.epoch).ask::<u64>(&mut connection).await?;
                 }
                 End::Result { outcome, .. } => {
-                    let answer: String =
-                        self.finish(&ended, *outcome, true).ask(&mut connection).await?;
+                    let answer: String = self.finish(&ended, *outcome, true).ask(&mut connection).await?;
                     if answer != "stored" {
                         tracing::error!(job = %ended.job, epoch = ended.epoch,
                             "Redis forgot this job's result and has taken another since");

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn no_two_jobs_share_a_name() {
-        let names = [("a", "b"), ("a", "b}:job"), ("a}", "b"), ("a", "6a"), ("a", "j"), ("", "a/b"), ("a/b", "")];
+        let names =
+            [("a", "b"), ("a", "b}:job"), ("a}", "b"), ("a", "6a"), ("a", "j"), ("", "a/b"), ("a/b", "")];
         let names: std::collections::HashSet<_> =
             names.iter().map(|(tenant, id)| Keys::new("m").job(&JobKey::new(*tenant, *id))).collect();
         assert_eq!(names.len(), 7, "{names:?}");

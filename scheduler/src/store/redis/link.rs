@@ -154,10 +154,14 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     /// A link on which an answer is waited for no longer than `patience`; `None`: for ever, for commands that block.
-    pub(super) fn new(client: Client, connect: Duration, patience: Option<Duration>, outlook: Outlook) -> Arc<Self> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(connect))
-            .set_response_timeout(patience);
+    pub(super) fn new(
+        client: Client,
+        connect: Duration,
+        patience: Option<Duration>,
+        outlook: Outlook,
+    ) -> Arc<Self> {
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(patience);
         Arc::new(Self {
             client,
             config,

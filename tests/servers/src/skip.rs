@@ -1,0 +1,13 @@
+//! Tests that cannot be run here.
+
+/// Says that a test was skipped, by its name, and why. Fails instead where `MAYFLY_SERVERS_REQUIRED` is set.
+pub fn skipped(test: &str, why: &str) {
+    let required = std::env::var_os("MAYFLY_SERVERS_REQUIRED").is_some_and(|value| !value.is_empty());
+    assert!(!required, "{test} cannot be skipped here, as MAYFLY_SERVERS_REQUIRED is set: {why}");
+    tell(test, why);
+}
+
+#[expect(clippy::print_stderr, reason = "the test runner has no other word for a skipped test")]
+fn tell(test: &str, why: &str) {
+    eprintln!("skipped: {test}: {why}");
+}
