@@ -28,6 +28,9 @@ struct State {
     stalled: bool,
     refusing: bool,
     slice: Option<usize>,
+    /// Whether answers are lost, and how many were.
+    deaf: bool,
+    lost: usize,
     over: bool,
 }
 
@@ -77,6 +80,17 @@ impl Proxy {
     pub fn slice(&self, bytes: Option<usize>) {
         self.shared.state().slice = bytes;
     }
+
+    /// Whether answers are lost: what is asked arrives, and the connection ends instead of the first answer.
+    pub fn lose_answers(&self, losing: bool) {
+        self.shared.state().deaf = losing;
+    }
+
+    /// How many answers were lost.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.shared.state().lost
+    }
 }
 
 impl Drop for Proxy {
@@ -107,18 +121,18 @@ fn accept(listener: &TcpListener, target: u16, shared: &Arc<Shared>) {
         }
         // Whoever called sees the end of the connection, as with a server that is not there.
         let Ok(called) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else { continue };
-        for (from, to) in [(&caller, &called), (&called, &caller)] {
+        for (from, to, answers) in [(&caller, &called, false), (&called, &caller, true)] {
             let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
             // The proxy adds one hop and should add no more.
             let _ = to.set_nodelay(true);
             let shared = Arc::clone(shared);
-            thread::spawn(move || pass(from, to, &shared));
+            thread::spawn(move || pass(from, to, answers, &shared));
         }
         state.open.extend([caller, called]);
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+fn pass(mut from: TcpStream, mut to: TcpStream, answers: bool, shared: &Shared) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let most = shared.state().slice.unwrap_or(buffer.len()).clamp(1, buffer.len());
@@ -126,6 +140,10 @@ fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
         let mut state = shared.state();
         while state.stalled && !state.over {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if answers && state.deaf {
+            state.lost += 1;
+            break;
         }
         drop(state);
         if to.write_all(&buffer[..read]).is_err() {
