@@ -6,11 +6,16 @@
 mod port;
 mod process;
 mod proxy;
+mod rabbitmq;
 mod redis;
+mod scratch;
 mod skip;
+mod trixie;
 
 pub use port::free_port;
 pub use process::Process;
 pub use proxy::Proxy;
+pub use rabbitmq::{RabbitMq, Version};
 pub use redis::Redis;
+pub use scratch::Scratch;
 pub use skip::skipped;

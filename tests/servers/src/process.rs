@@ -2,23 +2,27 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
 };
 
-/// Starts the server in a process group of its own, says its pid, and waits for the end of stdin. Then: TERM, five
-/// seconds, KILL.
+use crate::scratch::Scratch;
+
+/// Starts the server in a process group of its own, says its pid, and waits for a line or the end of stdin. Then: TERM,
+/// five seconds, KILL. The scratch directory goes too, unless the line says otherwise.
 const KEEPER: &str = r#"
+scratch=$1; shift
 setsid "$@" </dev/null >&2 &
 server=$!
 echo "$server"
 exec >/dev/null
-read -r _
+read -r word
 kill -TERM -- "-$server" 2>/dev/null
-for _ in $(seq 50); do kill -0 -- "-$server" 2>/dev/null || exit 0; sleep 0.1; done
+for _ in $(seq 50); do kill -0 -- "-$server" 2>/dev/null || break; sleep 0.1; done
 kill -KILL -- "-$server" 2>/dev/null
+if [ "$word" != keep ] && [ -n "$scratch" ]; then rm -rf -- "$scratch"; fi
 "#;
 
 /// A server that runs until this is dropped or the process ends.
@@ -33,9 +37,23 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it says goes to the file `log`.
     pub fn start(command: &Command, log: &Path) -> io::Result<Self> {
+        Self::spawn(command, log, Path::new(""))
+    }
+
+    /// Starts `command`, which keeps its data in `scratch`: that is removed after the server's end, unless
+    /// [`Self::stop_and_keep`] ends it.
+    pub fn start_in(command: &Command, log: &Path, scratch: &Scratch) -> io::Result<Self> {
+        Self::spawn(command, log, scratch.path())
+    }
+
+    fn spawn(command: &Command, log: &Path, scratch: &Path) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
         let mut keeper = Command::new("bash");
-        keeper.args(["-c", KEEPER, "keeper"]).arg(command.get_program()).args(command.get_args());
+        keeper
+            .args(["-c", KEEPER, "keeper"])
+            .arg(scratch)
+            .arg(command.get_program())
+            .args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => keeper.env(name, value),
@@ -66,8 +84,9 @@ impl Process {
 
     /// Sends a signal, named as `kill` names it, to all of the server's processes.
     pub fn signal(&self, name: &str) -> io::Result<()> {
+        let group = format!("-{}", self.pid);
         let sent =
-            Command::new("kill").args([&format!("-{name}"), "--", &format!("-{}", self.pid)]).status()?;
+            Command::new("kill").args([&format!("-{name}"), "--", &group]).stderr(Stdio::null()).status()?;
         if sent.success() {
             Ok(())
         } else {
@@ -77,6 +96,14 @@ impl Process {
 
     /// Ends it, by TERM and after five seconds by KILL, and waits until it is gone.
     pub fn stop(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    /// Ends it likewise; its scratch directory stays.
+    pub fn stop_and_keep(mut self) -> io::Result<()> {
+        if let Some(alive) = &mut self.alive {
+            alive.write_all(b"keep\n")?;
+        }
         self.end()
     }
 

@@ -1,6 +1,10 @@
 //! Tests that cannot be run here.
 
 /// Says that a test was skipped, by its name, and why. Fails instead where `MAYFLY_SERVERS_REQUIRED` is set.
+///
+/// # Panics
+///
+/// Where no test may be skipped.
 pub fn skipped(test: &str, why: &str) {
     let required = std::env::var_os("MAYFLY_SERVERS_REQUIRED").is_some_and(|value| !value.is_empty());
     assert!(!required, "{test} cannot be skipped here, as MAYFLY_SERVERS_REQUIRED is set: {why}");
