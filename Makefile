@@ -17,6 +17,7 @@ run: setup ## build mayfly and run the example job in a sandbox
 	@scripts/as-root examples/first-agent/run $(TARGET)/release/mayfly
 
 test: setup ## build everything and run every test (as root)
+	@scripts/packages test
 	cargo build --workspace --all-targets --features failpoints
 	for image in $(IMAGES); do scripts/as-root $(TARGET)/debug/mayfly image build $$image; done
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --workspace --features failpoints --no-fail-fast
