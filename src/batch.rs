@@ -153,9 +153,9 @@ async fn attend(plan: Plan, places: &Places) -> Result<Ran, ErrorReport> {
     let who = Identity {
         pid: std::process::id(),
         verb: "batch".to_owned(),
-        jobs: absolute(jobs),
-        results: absolute(results),
-        total: running.total(),
+        jobs: absolute(jobs).display().to_string(),
+        results: absolute(results).display().to_string(),
+        total: Some(running.total()),
     };
     let control = running.listen(&places.run_dir, who, stop.clone());
     if let Err(error) = &control {

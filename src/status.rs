@@ -67,10 +67,11 @@ pub(crate) fn answers<'a>(sockets: &'a [PathBuf], question: &'a Ask) -> impl Ite
 fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let who = &status.who;
     let stopping = if status.stopping { ", stopping" } else { "" };
-    writeln!(out, "{} {} (pid {}{stopping})", who.verb, who.jobs.display(), who.pid)?;
-    writeln!(out, "  results  {}", who.results.display())?;
+    writeln!(out, "{} {} (pid {}{stopping})", who.verb, who.jobs, who.pid)?;
+    writeln!(out, "  results  {}", who.results)?;
     let outcomes: Vec<_> = status.outcomes.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    writeln!(out, "  ended    {} of {}: {}", status.ended, who.total, outcomes.join(", "))?;
+    let of = who.total.map_or(String::new(), |total| format!(" of {total}"));
+    writeln!(out, "  ended    {}{of}: {}", status.ended, outcomes.join(", "))?;
     match &status.waiting_for {
         Some(why) => writeln!(out, "  waiting  {}: {why}", status.waiting)?,
         None => writeln!(out, "  waiting  0")?,

@@ -4,7 +4,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use crate::{
     body::NarrowError,
     cgroup::{CgroupError, Hierarchy},
     chroot::{self, Chroot},
+    id::InstanceId,
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
     lease::{Clean, ColdReason, Lease},
@@ -66,6 +67,17 @@ pub struct Pool {
     tiers: Arc<Tiers>,
     keeper: Keeper<Arc<Tiers>>,
     reaper: JoinHandle<()>,
+    swept: Swept,
+}
+
+/// Processes of this node of which the reaper has ended what they left, and nobody has heard yet.
+#[derive(Debug, Clone, Default)]
+struct Swept(Arc<Mutex<Vec<InstanceId>>>);
+
+impl Swept {
+    fn note(&self, ended: &[Leftover]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ended.iter().map(|left| left.instance));
+    }
 }
 
 /// A sandbox's place in the pool.
@@ -178,14 +190,15 @@ impl Pool {
         let images = Store::open(&config.data_dir.join("images"))?;
         let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
         let ledger = Arc::new(ledger);
-        ground.sweep(&ledger);
+        let swept = Swept::default();
+        swept.note(&ground.sweep(&ledger));
         ground.hierarchy.prepare(&instance.cgroup())?;
         let chroot = Chroot::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?;
         let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
-        let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger)));
+        let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger), swept.clone()));
         let (images, shapes) = (Resolver::new(images), Shapes::new(config.classes.clone()));
-        Ok(Self { images, shapes, instance, ground, ledger, tiers, keeper, reaper })
+        Ok(Self { images, shapes, instance, ground, ledger, tiers, keeper, reaper, swept })
     }
 
     /// A clean sandbox for one job. The ledger says so before it is given.
@@ -238,6 +251,18 @@ impl Pool {
             .collect()
     }
 
+    /// This process among the mayflies of all hosts.
+    #[must_use]
+    pub fn instance(&self) -> InstanceId {
+        self.instance.id()
+    }
+
+    /// Processes of this node that are dead for certain, each told once.
+    #[must_use]
+    pub fn dead(&self) -> Vec<InstanceId> {
+        std::mem::take(&mut *self.swept.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The host's pids of all processes in this pool's sandboxes, as the cgroups tell.
     #[must_use]
     pub fn sandbox_pids(&self) -> Vec<i32> {
@@ -286,12 +311,12 @@ const SWEEPS: Duration = Duration::from_secs(5);
 /// that reading the whole directory would be most of its work.
 const SWEEPS_TO_FORGET: u64 = 720;
 
-async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>) {
+async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>, swept: Swept) {
     for look in 0_u64.. {
         tokio::time::sleep(SWEEPS).await;
-        let (ground, ledger) = (ground.clone(), Arc::clone(&ledger));
+        let (ground, ledger, swept) = (ground.clone(), Arc::clone(&ledger), swept.clone());
         let sweep = move || {
-            ground.sweep(&ledger);
+            swept.note(&ground.sweep(&ledger));
             if look % SWEEPS_TO_FORGET == 0 {
                 forget_old(&ground.node);
             }

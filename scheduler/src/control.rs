@@ -103,14 +103,14 @@ struct Envelope<T> {
 pub struct Identity {
     /// Its process id.
     pub pid: u32,
-    /// What it was started for, such as `batch`.
+    /// What it was started for: `batch` or `serve`.
     pub verb: String,
-    /// The file of jobs.
-    pub jobs: PathBuf,
-    /// The file of results.
-    pub results: PathBuf,
-    /// How many jobs there are in all.
-    pub total: u64,
+    /// Where its jobs come from: a file, or a broker's address.
+    pub jobs: String,
+    /// Where its results go: a file, or a store's address.
+    pub results: String,
+    /// How many jobs there are in all, where that is known.
+    pub total: Option<u64>,
 }
 
 /// What a live process does.
@@ -292,9 +292,9 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
 
     fn waiting_for(&self, slots: usize, running: usize) -> String {
         if self.stop.stage() != Stage::Running {
-            "no more jobs are started: the batch is stopping".to_owned()
+            "no more jobs are started: it is stopping".to_owned()
         } else if running >= slots {
-            format!("all {slots} slots are taken (--jobs)")
+            format!("all {slots} slots are taken")
         } else {
             "its turn comes next".to_owned()
         }

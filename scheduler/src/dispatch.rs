@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -99,7 +99,7 @@ pub struct Dispatcher<Q, S, R> {
     queue: Q,
     store: S,
     runner: R,
-    policies: Policies,
+    policies: RwLock<Arc<Policies>>,
     slots: usize,
     board: Board,
     /// Jobs in a row that got no sandbox.
@@ -115,7 +115,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             queue,
             store,
             runner,
-            policies,
+            policies: RwLock::new(Arc::new(policies)),
             slots,
             board: Board::default(),
             in_vain: AtomicU32::new(0),
@@ -179,6 +179,15 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots
+    }
+
+    /// Changes what the jobs of each tenant may ask for, from the next job on.
+    pub fn set_policies(&self, policies: Policies) {
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
+    }
+
+    fn policies(&self) -> Arc<Policies> {
+        Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Gives the three back.
@@ -291,7 +300,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let (idempotent, max_attempts) = (job.idempotent, job.max_attempts.unwrap_or(retry::MAX_ATTEMPTS));
         let origin =
             Origin { id: key.id.clone(), tenant: key.tenant.clone(), attempt: attempt.number, queued };
-        let assignment = match admit(job, origin, self.policies.of(&key.tenant)) {
+        let assignment = match admit(job, origin, self.policies().of(&key.tenant)) {
             Ok(assignment) => assignment,
             Err(refusal) => return without_run(Outcome::Rejected, refusal.report()),
         };

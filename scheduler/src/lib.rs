@@ -7,6 +7,7 @@
 //!   [`redis`] several hosts.
 //! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
 //! - [`Batch`]: a file of jobs, run to its end on this machine.
+//! - [`Service`]: one host of many, for as long as it runs.
 //! - [`control`]: how other processes ask a live one.
 
 mod admit;
@@ -26,6 +27,7 @@ mod policy;
 mod queue;
 mod results;
 mod retry;
+mod service;
 mod stop;
 mod store;
 mod tally;
@@ -41,6 +43,7 @@ pub use policy::{Policies, Policy};
 pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
 pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};
+pub use service::{Service, Shown};
 pub use stop::{Stage, Stop, Stopper, stop};
 pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError, redis};
 pub use tally::{PhaseTimes, Tally, shown};
