@@ -1,6 +1,8 @@
 //! What every queue and every store must do, as tests over any of them. Each implementation brings a bed: how it is
 //! made, filled, and opened again as after a crash.
 
+pub(crate) mod shared;
+
 use std::{future::Future, time::Duration};
 
 use tokio::time::timeout;
@@ -156,6 +158,7 @@ async fn a_job_has_one_result_for_ever(bed: &mut impl StoreBed) {
 async fn only_the_newest_attempt_can_end_a_job(bed: &mut impl StoreBed) {
     let store = bed.with(&["a"]).await;
     let old = begin(&store, "a").await;
+    let store = bed.reopen(store).await;
     let new = begin(&store, "a").await;
     assert!(new.epoch > old.epoch && new.number == 2 && new.interrupted, "{new:?}");
     assert_eq!(store.finish(old, &result("a", Outcome::Failed)).await.unwrap(), Finished::Stale);

@@ -46,17 +46,22 @@ mod keys;
 mod link;
 mod output;
 mod scripts;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use redis::{Script, ScriptInvocation};
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
 
 use self::{
     held::Held,
@@ -134,6 +139,8 @@ struct Shared {
     /// The Redis process that was last spoken to.
     known_process: std::sync::Mutex<Option<String>>,
     pump: Pump,
+    /// The heartbeat and the listener.
+    tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl RedisStore {
@@ -148,8 +155,8 @@ impl RedisStore {
         let facts = HostFacts { instance: instance.to_owned(), ..facts };
         let store = Self::make(settings, Some(instance.to_owned()), facts)?;
         store.greet_first();
-        heartbeat::start(&store.shared);
-        cancels::listen(&store.shared);
+        let tasks = vec![heartbeat::start(&store.shared), cancels::listen(&store.shared)];
+        *store.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
         Ok(store)
     }
 
@@ -177,6 +184,7 @@ impl RedisStore {
             stale: AtomicU64::new(0),
             known_process: std::sync::Mutex::new(None),
             pump,
+            tasks: std::sync::Mutex::default(),
             client,
             settings,
         };
@@ -261,6 +269,14 @@ impl Shared {
         let mut ask = script.prepare_invoke();
         ask.key(&self.keys.leases).key(&self.keys.silence).arg(0);
         ask
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::StreamExt;
 use redis::RedisResult;
-use tokio::{sync::broadcast, time::sleep};
+use tokio::{sync::broadcast, task::JoinHandle, time::sleep};
 
 use super::{RedisStore, Shared};
 use crate::key::JobKey;
@@ -44,7 +44,7 @@ impl RedisStore {
 }
 
 /// Starts to listen to the channel. It ends with the store.
-pub(super) fn listen(shared: &Arc<Shared>) {
+pub(super) fn listen(shared: &Arc<Shared>) -> JoinHandle<()> {
     let outlook = shared.outlook.clone();
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
@@ -61,7 +61,7 @@ pub(super) fn listen(shared: &Arc<Shared>) {
             () = outlook.closed() => {}
             () = listening => {}
         }
-    });
+    })
 }
 
 /// Listens on one connection until it ends. `None`: the store is gone.
@@ -79,6 +79,10 @@ async fn hear(shared: &Weak<Shared>) -> Option<RedisResult<()>> {
         Ok(messages) => messages,
         Err(error) => return Some(Err(error)),
     };
+    // This connection's end is seen at once, and may be the end of a Redis process: whoever came back may have forgotten.
+    if let Err(error) = shared.upgrade()?.nudge().await {
+        tracing::warn!(error = %worker::causes(&error), "Redis does not take what it is told");
+    }
     while let Some(message) = messages.next().await {
         let job = std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|name| name.parse().ok());
         if let Some(job) = job {

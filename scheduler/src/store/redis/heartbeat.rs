@@ -8,8 +8,11 @@ use std::{
     time::Duration,
 };
 
-use redis::ScriptInvocation;
-use tokio::time::{MissedTickBehavior, interval};
+use redis::{ScriptInvocation, cmd};
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{HostFacts, RedisStoreError, Shared, link::passes, scripts};
 use crate::key::JobKey;
@@ -22,7 +25,7 @@ type Entry = (String, u64, String);
 type Account = (Vec<Entry>, Vec<String>, Vec<Entry>);
 
 /// Starts the heartbeat. It ends with the store.
-pub(super) fn start(shared: &Arc<Shared>) {
+pub(super) fn start(shared: &Arc<Shared>) -> JoinHandle<()> {
     let every = (shared.settings.lease / PER_LEASE).max(Duration::from_millis(1));
     let outlook = shared.outlook.clone();
     let shared = Arc::downgrade(shared);
@@ -31,7 +34,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
             () = outlook.closed() => {}
             () = beat(shared, every) => {}
         }
-    });
+    })
 }
 
 async fn beat(shared: Weak<Shared>, every: Duration) {
@@ -63,12 +66,13 @@ impl Shared {
             Err(error) if passes(&error) => return Ok(()),
             Err(error) => return Err(RedisStoreError::Refused(error)),
         };
+        // If the other connection is lost, this makes it anew: then Redis is told first what it may have forgotten.
+        self.nudge().await?;
         self.held.forget_ended();
         for job in cancelled.iter().filter_map(|name| name.parse().ok()) {
             // Nobody listens: then nothing runs.
             let _ = self.cancelled.send(job);
         }
-        // By way of the other connection: it says first what Redis may have forgotten.
         for (name, epoch, token) in attempts {
             if let Some(job) = job(&name)
                 && !self.held.knows_attempt(&job, epoch, &token)
@@ -86,6 +90,11 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Finds out whether the connection for commands is still there.
+    pub(super) async fn nudge(&self) -> Result<(), RedisStoreError> {
+        self.commands.ask(&cmd("PING")).await
     }
 
     async fn disown(&self, job: &JobKey, name: &str, epoch: u64) -> Result<bool, RedisStoreError> {
