@@ -3,7 +3,10 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -18,6 +21,8 @@ pub struct Proxy {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether answers are lost.
+    deaf: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -29,8 +34,7 @@ struct State {
     stalled: bool,
     refusing: bool,
     slice: Option<usize>,
-    /// Whether answers are lost, and how many were.
-    deaf: bool,
+    /// How many answers were lost.
     lost: usize,
     over: bool,
 }
@@ -84,7 +88,7 @@ impl Proxy {
 
     /// Whether answers are lost: what is asked arrives, and the connection ends instead of the first answer.
     pub fn lose_answers(&self, losing: bool) {
-        self.shared.state().deaf = losing;
+        self.shared.deaf.store(losing, Ordering::SeqCst);
     }
 
     /// How many answers were lost.
@@ -142,7 +146,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, answers: bool, shared: &Shared) 
         while state.stalled && !state.over {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if answers && state.deaf {
+        if answers && shared.deaf.load(Ordering::SeqCst) {
             state.lost += 1;
             break;
         }
