@@ -5,12 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{cgroup::CgroupError, chroot, limits::Limits, obituary::Obituary, pool::PoolSlot, tier::Tier};
+use crate::{
+    cgroup::CgroupError, limits::Limits, obituary::Obituary, pool::PoolSlot, sandbox::Sandbox, tier::Tier,
+};
 
 /// The sandbox as its tier knows it.
 #[derive(Debug)]
 pub(crate) enum Body {
-    Chroot(chroot::Sandbox),
+    Chroot(Sandbox),
 }
 
 /// What a job has used, as the host's kernel counts it.

@@ -2,15 +2,13 @@
 //!
 //! A sandbox is cloned by the spawner, sets itself up (`chroot/setup.rs`, the numbered story) and becomes the
 //! agent. This file is the host's side: what must exist before, and the proof that what came out is clean and
-//! confined. Its end is in `chroot/sandbox.rs`.
+//! confined. Its end is in `sandbox.rs`.
 
 mod devices;
 mod kernel;
 mod mounts;
 mod plan;
-mod proof;
 mod request;
-mod sandbox;
 mod setup;
 mod spawner;
 
@@ -20,7 +18,6 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream as StdStream,
     },
-    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,26 +25,21 @@ use std::{
 
 use agent::message::Identity;
 use images::{Image, RootMode};
-use thiserror::Error;
 use tokio::net::UnixStream;
 
-pub(crate) use self::sandbox::Sandbox;
-use self::{
-    plan::{Entries, Plan},
-    request::Spawner,
-    sandbox::{Remains, Undertaker},
-};
+use self::plan::{Entries, Plan};
+pub(crate) use self::request::Spawner;
 use crate::{
     body::Body,
-    cgroup::{Cgroup, CgroupError, Entry, Hierarchy},
+    cgroup::Entry,
     channel::Channel,
-    greeting::{self, GreetingError},
+    greeting,
     id::Id,
-    instance::Instance,
     lease::Proof,
-    ledger::LedgerError,
     limits::Limits,
-    uids::{UidError, UidRange},
+    proof,
+    sandbox::{Remains, Sandbox},
+    workshop::{MakeError, Workshop},
 };
 
 /// The one argument with which mayfly starts itself as the spawner.
@@ -62,53 +54,7 @@ const MAKING_DEADLINE: Duration = Duration::from_secs(10);
 /// Makes chroot sandboxes on this host.
 #[derive(Debug)]
 pub(crate) struct Chroot {
-    instance: Instance,
-    hierarchy: Hierarchy,
-    spawner: Spawner,
-    undertaker: Undertaker,
-}
-
-/// The tier cannot be used here.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// The spawner process did not start.
-    #[error("cannot start the process that clones sandboxes")]
-    Spawner(#[source] io::Error),
-}
-
-/// A sandbox could not be made. Nothing of it is left.
-#[derive(Debug, Error)]
-pub enum MakeError {
-    /// No user ids.
-    #[error(transparent)]
-    Uids(#[from] UidError),
-    /// No cgroups.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// No stream.
-    #[error("cannot make the sandbox's stream")]
-    Stream(#[source] io::Error),
-    /// The spawner is gone or does not answer.
-    #[error("the process that clones sandboxes failed")]
-    Spawner(#[source] io::Error),
-    /// The spawner could not do a step.
-    #[error("cannot {step}")]
-    Step {
-        /// Which.
-        step: String,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-    /// The agent did not answer as it must.
-    #[error(transparent)]
-    Greeting(#[from] GreetingError),
-    /// The clean sandbox cannot be recorded.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The host looked at the job's process and did not find it confined.
-    #[error("the job's process is not confined: {0}")]
-    Unconfined(String),
+    workshop: Arc<Workshop>,
 }
 
 /// Runs the spawner: the whole life of a process that mayfly starts with [`SPAWNER_ARG`].
@@ -128,9 +74,8 @@ pub fn spawner() -> ExitCode {
 }
 
 impl Chroot {
-    pub(crate) fn open(program: &Path, instance: Instance, hierarchy: Hierarchy) -> Result<Self, OpenError> {
-        let spawner = Spawner::start(program).map_err(OpenError::Spawner)?;
-        Ok(Self { instance, hierarchy, spawner, undertaker: Undertaker::start() })
+    pub(crate) fn new(workshop: Arc<Workshop>) -> Self {
+        Self { workshop }
     }
 
     /// Makes a sandbox and proves that it is clean.
@@ -138,24 +83,20 @@ impl Chroot {
         let started = Instant::now();
         let generation = Id::random();
 
-        // What must exist before the first process, so that nothing ever runs unlimited or unlabelled.
-        let uids = UidRange::claim(&self.instance.uids(), &self.instance.signature())?;
-        let name = self.instance.cgroup().join(generation.to_string());
-        let cgroup = Cgroup::make(&self.hierarchy, name, &limits, uids.base())?;
-        let mut remains = Remains::new(cgroup, uids, &self.undertaker);
+        let mut remains = self.workshop.lay_out(generation, &limits)?;
 
         let writable_root = image.config.root == RootMode::Writable;
         let identity = Identity { agent: AGENT_UID, uid: image.config.user, gid: image.config.group };
         let (ours, theirs) = StdStream::pair().map_err(MakeError::Stream)?;
         let plan = self.plan(&image, &limits, &remains, writable_root);
         match self.spawn(plan, &remains, theirs.into()).await {
-            Ok(pidfd) => remains.set_init(pidfd),
+            Ok(pidfd) => remains.depend_on(pidfd),
             Err(error) => {
-                self.undertaker.bury(remains);
+                self.workshop.undertaker.bury(remains);
                 return Err(error);
             }
         }
-        let sandbox = Sandbox::new(remains, &self.undertaker);
+        let sandbox = Sandbox::new(remains, &self.workshop.undertaker);
 
         ours.set_nonblocking(true).map_err(MakeError::Stream)?;
         let (reader, writer) = UnixStream::from_std(ours).map_err(MakeError::Stream)?.into_split();
@@ -177,8 +118,8 @@ impl Chroot {
             job_uid: image.config.user,
             job_gid: image.config.group,
             hostname: "mayfly".to_owned(),
-            root_point: self.instance.root_point().to_string_lossy().into_owned(),
-            disk_point: self.instance.disk_point().to_string_lossy().into_owned(),
+            root_point: self.workshop.instance.root_point().to_string_lossy().into_owned(),
+            disk_point: self.workshop.instance.disk_point().to_string_lossy().into_owned(),
             entries: Entries::Directories,
         }
     }
@@ -197,12 +138,6 @@ impl Chroot {
             }
             _ => unreachable!("both entries come from one hierarchy"),
         };
-        self.spawner.spawn(&plan, &fds).await
-    }
-
-    /// Waits until everything that was dropped is gone, and ends the spawner.
-    pub(crate) async fn close(self) {
-        self.undertaker.finish().await;
-        self.spawner.stop().await;
+        self.workshop.spawner.spawn(&plan, &fds).await
     }
 }

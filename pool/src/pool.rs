@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::{
     body::NarrowError,
     cgroup::{CgroupError, Hierarchy},
-    chroot::{self, Chroot},
+    chroot::Chroot,
     id::InstanceId,
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
@@ -27,6 +27,7 @@ use crate::{
     reaper::{Ground, Leftover},
     shapes::{Shape, Shapes},
     tier::Tier,
+    workshop::{self, MakeError, Workshop},
 };
 
 /// Where a pool keeps its things, and how many.
@@ -124,9 +125,9 @@ pub enum OpenError {
     /// The cgroup hierarchies.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The chroot tier.
+    /// What sandboxes are made with.
     #[error(transparent)]
-    Chroot(#[from] chroot::OpenError),
+    Workshop(#[from] workshop::OpenError),
 }
 
 /// No sandbox can be had.
@@ -151,7 +152,7 @@ pub enum CheckoutError {
         tier: Tier,
         /// At which step, and why.
         #[source]
-        error: chroot::MakeError,
+        error: MakeError,
     },
     /// The sandbox has its class's limits and could not be given the job's, which are tighter. An infrastructure
     /// failure: never the job's.
@@ -193,8 +194,12 @@ impl Pool {
         let swept = Swept::default();
         swept.note(&ground.sweep(&ledger));
         ground.hierarchy.prepare(&instance.cgroup())?;
-        let chroot = Chroot::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?;
-        let tiers = Arc::new(Tiers { chroot, ledger: Arc::clone(&ledger) });
+        let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?);
+        let tiers = Arc::new(Tiers {
+            chroot: Chroot::new(Arc::clone(&workshop)),
+            workshop,
+            ledger: Arc::clone(&ledger),
+        });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
         let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger), swept.clone()));
         let (images, shapes) = (Resolver::new(images), Shapes::new(config.classes.clone()));
@@ -278,8 +283,11 @@ impl Pool {
         // Its clone of the ledger goes with it, so its end is waited for.
         let _ = reaper.await;
         keeper.close().await;
-        if let Some(tiers) = Arc::into_inner(tiers) {
-            tiers.chroot.close().await;
+        if let Some(Tiers { workshop, chroot, .. }) = Arc::into_inner(tiers) {
+            drop(chroot);
+            if let Some(workshop) = Arc::into_inner(workshop) {
+                workshop.close().await;
+            }
         }
         let Some(ledger) = Arc::into_inner(ledger) else {
             tracing::warn!(
@@ -376,15 +384,16 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
 #[derive(Debug)]
 pub(crate) struct Tiers {
     chroot: Chroot,
+    workshop: Arc<Workshop>,
     ledger: Arc<Ledger>,
 }
 
 impl Maker for Arc<Tiers> {
     type Kind = Blueprint;
     type Clean = Clean;
-    type Error = chroot::MakeError;
+    type Error = MakeError;
 
-    async fn make(&self, kind: &Blueprint) -> Result<Clean, chroot::MakeError> {
+    async fn make(&self, kind: &Blueprint) -> Result<Clean, MakeError> {
         let proof = self.chroot.make(Arc::clone(&kind.image), kind.limits).await?;
         let generation = proof.generation;
         self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;

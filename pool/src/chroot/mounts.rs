@@ -7,14 +7,13 @@ use std::{
 
 use rustix::{
     fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat},
-    mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
 };
 
 use super::{
     kernel,
     plan::{Failed, Plan, Step},
 };
-use crate::limits::Limits;
 
 /// Directories of the throw-away disk: name on it, place in the root, mode, whether the job owns it.
 const SCRATCH: [(&str, &str, u32, bool); 3] =
@@ -179,17 +178,6 @@ fn disk(plan: &Plan, root: u32) -> io::Result<OwnedFd> {
     rustix::mount::fsconfig_create(&fs)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     Ok(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
-}
-
-/// Gives the throw-away disk of the sandbox in which `process` is another size.
-///
-/// Through a path below `/proc`, so before anything hostile is in there: `/tmp` is still the disk's own.
-pub(super) fn resize(process: i32, limits: &Limits) -> io::Result<()> {
-    let disk = format!("/proc/{process}/root/tmp");
-    let fs = rustix::mount::fspick(CWD, disk, FsPickFlags::FSPICK_CLOEXEC)?;
-    rustix::mount::fsconfig_set_string(&fs, "size", limits.disk.to_string())?;
-    rustix::mount::fsconfig_set_string(&fs, "nr_inodes", limits.inodes.to_string())?;
-    Ok(rustix::mount::fsconfig_reconfigure(&fs)?)
 }
 
 fn directory(at: &OwnedFd, name: &str, mode: u32, uid: u32, gid: u32) -> io::Result<()> {

@@ -15,15 +15,15 @@ use tokio::{
 };
 
 use super::{
-    MakeError, SPAWNER_ARG,
+    SPAWNER_ARG,
     plan::{Answer, MAX_ANSWER, Plan},
     spawner::{receive_with_fds, send_with_fds},
 };
-use crate::watch::watch;
+use crate::{watch::watch, workshop::MakeError};
 
 /// A spawner at work.
 #[derive(Debug)]
-pub(super) struct Spawner {
+pub(crate) struct Spawner {
     program: PathBuf,
     /// One question at a time: answers come in order and carry no name.
     running: Mutex<Running>,
@@ -38,7 +38,7 @@ struct Running {
 }
 
 impl Spawner {
-    pub(super) fn start(program: &Path) -> io::Result<Self> {
+    pub(crate) fn start(program: &Path) -> io::Result<Self> {
         Ok(Self { program: program.to_owned(), running: Mutex::new(Running::start(program)?) })
     }
 
@@ -65,7 +65,7 @@ impl Spawner {
         }
     }
 
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let Running { mut process, socket, .. } = self.running.into_inner();
         // The end of its socket is the spawner's order to go.
         drop(socket);

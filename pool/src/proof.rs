@@ -4,10 +4,10 @@ use std::fs;
 
 use agent::message::Identity;
 
-use super::sandbox::Sandbox;
+use crate::sandbox::Sandbox;
 
 /// Checks that agent and job are alone in their cgroups, and the job's process against the kernel's own record of it, see proc(5).
-pub(super) fn check_confined(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
+pub(crate) fn check_confined(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
     let agents = sandbox.cgroup().agent_pids().len();
     if agents != 1 {
         return Err(format!("{agents} processes in the agent's cgroup, not one"));

@@ -1,4 +1,4 @@
-//! A chroot sandbox from the host's side, and how nothing of it stays.
+//! A sandbox that shares the host's kernel, from the host's side, and how nothing of it stays.
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::mounts;
 use crate::{
     body::{DestroyError, NarrowError, Usage},
     cgroup::Cgroup,
+    disk,
     ledger::Ended,
     limits::Limits,
     obituary::Obituary,
@@ -35,8 +35,8 @@ const BETWEEN_REMOVALS: Duration = Duration::from_millis(5);
 /// What a sandbox is made of on the host. Ends with [`Remains::destroy`].
 #[derive(Debug)]
 pub(crate) struct Remains {
-    /// The first process, once there is one.
-    init: Option<OwnedFd>,
+    /// The first process, once there is one, and those that it cannot live without. The end of any is the end of all.
+    vital: Vec<OwnedFd>,
     cgroup: Cgroup,
     uids: UidRange,
     /// Once the sandbox counts as clean.
@@ -45,19 +45,19 @@ pub(crate) struct Remains {
 }
 
 impl Remains {
-    pub(super) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self { init: None, cgroup, uids, obituary: None, endings: Arc::clone(&undertaker.endings) }
+    pub(crate) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
+        Self { vital: Vec::new(), cgroup, uids, obituary: None, endings: Arc::clone(&undertaker.endings) }
     }
 
-    pub(super) fn set_init(&mut self, pidfd: OwnedFd) {
-        self.init = Some(pidfd);
+    pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
+        self.vital.push(pidfd);
     }
 
-    pub(super) fn cgroup(&self) -> &Cgroup {
+    pub(crate) fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
-    pub(super) fn uids(&self) -> &UidRange {
+    pub(crate) fn uids(&self) -> &UidRange {
         &self.uids
     }
 
@@ -73,22 +73,27 @@ impl Remains {
     }
 
     async fn end(self) -> Result<(), DestroyError> {
-        if let Some(init) = self.init {
-            // With the init of a pid namespace the kernel ends every process in it.
-            if let Err(error) = kill_and_wait(init).await {
-                // Something may still run under these ids, so no other sandbox gets them.
-                self.uids.keep();
-                return Err(error);
-            }
+        // With the init of a pid namespace the kernel ends every process in it.
+        if let Err(error) = kill_and_wait(self.vital).await {
+            // Something may still run under these ids, so no other sandbox gets them.
+            self.uids.keep();
+            return Err(error);
         }
         remove(&self.cgroup).await
     }
 }
 
-async fn kill_and_wait(init: OwnedFd) -> Result<(), DestroyError> {
-    // ESRCH: it has ended by itself already.
-    let _ = pidfd_send_signal(&init, Signal::KILL);
-    let gone = async { watch(init, Interest::READABLE)?.readable().await.map(drop) };
+async fn kill_and_wait(vital: Vec<OwnedFd>) -> Result<(), DestroyError> {
+    for process in &vital {
+        // ESRCH: it has ended by itself already.
+        let _ = pidfd_send_signal(process, Signal::KILL);
+    }
+    let gone = async {
+        for process in vital {
+            watch(process, Interest::READABLE)?.readable().await.map(drop)?;
+        }
+        io::Result::Ok(())
+    };
     match timeout(DEATH_DEADLINE, gone).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(DestroyError::StillRunning(DEATH_DEADLINE)),
@@ -119,7 +124,7 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    pub(super) fn new(remains: Remains, undertaker: &Undertaker) -> Self {
+    pub(crate) fn new(remains: Remains, undertaker: &Undertaker) -> Self {
         Self { remains: Some(remains), grave: undertaker.grave.downgrade() }
     }
 
@@ -131,12 +136,12 @@ impl Sandbox {
         self.remains.as_mut().expect("only destroy and drop take the remains")
     }
 
-    pub(super) fn cgroup(&self) -> &Cgroup {
+    pub(crate) fn cgroup(&self) -> &Cgroup {
         self.remains().cgroup()
     }
 
     /// The host's uid of the sandbox's uid 0.
-    pub(super) fn id_base(&self) -> u32 {
+    pub(crate) fn id_base(&self) -> u32 {
         self.remains().uids().base()
     }
 
@@ -157,14 +162,15 @@ impl Sandbox {
             return Ok(());
         }
         let agent = self.cgroup().agent_pids().first().copied().ok_or(NarrowError::Dead)?;
-        mounts::resize(agent, to).map_err(NarrowError::Disk)
+        disk::resize(agent, to).map_err(NarrowError::Disk)
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        let Some(init) = &self.remains().init else { return false };
         // A pidfd becomes readable when its process has ended.
-        let mut poll = [PollFd::new(init, PollFlags::IN)];
-        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
+        let mut poll: Vec<_> =
+            self.remains().vital.iter().map(|process| PollFd::new(process, PollFlags::IN)).collect();
+        !poll.is_empty()
+            && rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -194,7 +200,7 @@ impl Drop for Sandbox {
 
 /// Ends the sandboxes that nobody ended.
 #[derive(Debug)]
-pub(super) struct Undertaker {
+pub(crate) struct Undertaker {
     grave: mpsc::UnboundedSender<Remains>,
     task: JoinHandle<()>,
     /// Twice as many end at once as there are CPUs, for an end is half waiting. Tearing down is work for the kernel,
@@ -203,7 +209,7 @@ pub(super) struct Undertaker {
 }
 
 impl Undertaker {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (grave, mut arrivals) = mpsc::unbounded_channel::<Remains>();
         let task = tokio::spawn(async move {
             while let Some(remains) = arrivals.recv().await {
@@ -216,12 +222,12 @@ impl Undertaker {
         Self { grave, task, endings: Arc::new(Semaphore::new(2 * cpus)) }
     }
 
-    pub(super) fn bury(&self, remains: Remains) {
+    pub(crate) fn bury(&self, remains: Remains) {
         let _ = self.grave.send(remains);
     }
 
     /// Waits until all that was dropped is gone.
-    pub(super) async fn finish(self) {
+    pub(crate) async fn finish(self) {
         drop(self.grave);
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the task that ends dropped sandboxes failed");
