@@ -13,6 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Body {
     Chroot(Sandbox),
+    Nspawn(Sandbox),
 }
 
 /// What a job has used, as the host's kernel counts it.
@@ -61,53 +62,54 @@ impl Body {
     pub(crate) fn tier(&self) -> Tier {
         match self {
             Self::Chroot(_) => Tier::Chroot,
+            Self::Nspawn(_) => Tier::Nspawn,
         }
     }
 
     /// Whose end is to be written, once the sandbox counts as clean.
     pub(crate) fn announce(&mut self, obituary: Obituary) {
         match self {
-            Self::Chroot(sandbox) => sandbox.announce(obituary),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.announce(obituary),
         }
     }
 
     /// The sandbox is leased and keeps its place in the pool until it is gone.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
         match self {
-            Self::Chroot(sandbox) => sandbox.hold(slot),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.hold(slot),
         }
     }
 
     /// Tightens limits before the job begins.
     pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<(), NarrowError> {
         match self {
-            Self::Chroot(sandbox) => sandbox.narrow(from, to),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.narrow(from, to),
         }
     }
 
     /// Whether its first process lives.
     pub(crate) fn is_alive(&self) -> bool {
         match self {
-            Self::Chroot(sandbox) => sandbox.is_alive(),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.is_alive(),
         }
     }
 
     pub(crate) fn usage(&self) -> Usage {
         match self {
-            Self::Chroot(sandbox) => sandbox.usage(),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.usage(),
         }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "the host cannot look into a tier with a kernel of its own")]
     pub(crate) fn survivors(&self) -> Option<usize> {
         match self {
-            Self::Chroot(sandbox) => Some(sandbox.survivors()),
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => Some(sandbox.survivors()),
         }
     }
 
     pub(crate) async fn destroy(self) -> Result<(), DestroyError> {
         match self {
-            Self::Chroot(sandbox) => sandbox.destroy().await,
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.destroy().await,
         }
     }
 }

@@ -5,12 +5,12 @@
 //! confined. Its end is in `sandbox.rs`.
 
 mod devices;
-mod kernel;
-mod mounts;
-mod plan;
+pub(crate) mod kernel;
+pub(crate) mod mounts;
+pub(crate) mod plan;
 mod request;
-mod setup;
-mod spawner;
+pub(crate) mod setup;
+pub(crate) mod spawner;
 
 use std::{
     io::{self, Write},
@@ -20,14 +20,13 @@ use std::{
     },
     process::ExitCode,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use agent::message::Identity;
 use images::{Image, RootMode};
 use tokio::net::UnixStream;
 
-use self::plan::{Entries, Plan};
+use self::plan::{Entries, Plan, Task};
 pub(crate) use self::request::Spawner;
 use crate::{
     body::Body,
@@ -39,17 +38,11 @@ use crate::{
     limits::Limits,
     proof,
     sandbox::{Remains, Sandbox},
-    workshop::{MakeError, Workshop},
+    workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
 };
 
 /// The one argument with which mayfly starts itself as the spawner.
 pub const SPAWNER_ARG: &str = "__spawner";
-
-/// The agent's uid inside: next to nobody, and no account of an image.
-const AGENT_UID: u32 = 65_533;
-
-/// How long a sandbox may take to become clean. It takes some 3 ms; a host that needs seconds is overloaded.
-const MAKING_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Makes chroot sandboxes on this host.
 #[derive(Debug)]
@@ -86,9 +79,9 @@ impl Chroot {
         let mut remains = self.workshop.lay_out(generation, &limits)?;
 
         let writable_root = image.config.root == RootMode::Writable;
-        let identity = Identity { agent: AGENT_UID, uid: image.config.user, gid: image.config.group };
+        let identity = identity(&image);
         let (ours, theirs) = StdStream::pair().map_err(MakeError::Stream)?;
-        let plan = self.plan(&image, &limits, &remains, writable_root);
+        let plan = self.workshop.plan(&image, &limits, remains.uids().base());
         match self.spawn(plan, &remains, theirs.into()).await {
             Ok(pidfd) => remains.depend_on(pidfd),
             Err(error) => {
@@ -108,22 +101,6 @@ impl Chroot {
         Ok(Proof { generation, image, limits, ready, making, channel, body: Body::Chroot(sandbox) })
     }
 
-    fn plan(&self, image: &Image, limits: &Limits, remains: &Remains, writable_root: bool) -> Plan {
-        Plan {
-            rootfs: image.rootfs.to_string_lossy().into_owned(),
-            id_base: remains.uids().base(),
-            disk: limits.disk,
-            inodes: limits.inodes,
-            writable_root,
-            job_uid: image.config.user,
-            job_gid: image.config.group,
-            hostname: "mayfly".to_owned(),
-            root_point: self.workshop.instance.root_point().to_string_lossy().into_owned(),
-            disk_point: self.workshop.instance.disk_point().to_string_lossy().into_owned(),
-            entries: Entries::Directories,
-        }
-    }
-
     async fn spawn(&self, mut plan: Plan, remains: &Remains, stream: OwnedFd) -> Result<OwnedFd, MakeError> {
         let (agent, job) = (remains.cgroup().agent_entry()?, remains.cgroup().job_entry()?);
         let mut fds = vec![stream.as_fd()];
@@ -138,6 +115,7 @@ impl Chroot {
             }
             _ => unreachable!("both entries come from one hierarchy"),
         };
-        self.workshop.spawner.spawn(&plan, &fds).await
+        let fds = self.workshop.spawner.ask(&Task::Chroot(plan), &fds).await?;
+        fds.into_iter().next().ok_or_else(|| MakeError::Spawner(io::ErrorKind::InvalidData.into()))
     }
 }

@@ -7,6 +7,7 @@
 mod cgroups;
 mod facts;
 mod kernel;
+mod nspawn;
 mod rehearsal;
 mod syscalls;
 mod tiers;
@@ -108,6 +109,7 @@ pub fn inspect(query: &Query) -> HostReport {
     findings.push(kernel::seccomp(&facts));
     findings.push(kernel::landlock());
     findings.extend(cgroups.findings);
+    findings.push(nspawn::look(&facts, cgroups.mode));
     findings.extend(kernel::hygiene(&facts));
     findings.push(images(query));
     HostReport {

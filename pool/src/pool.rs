@@ -22,6 +22,7 @@ use crate::{
     lease::{Clean, ColdReason, Lease},
     ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
+    nspawn::Nspawn,
     obituary::Obituary,
     pressure,
     reaper::{Ground, Leftover},
@@ -197,6 +198,7 @@ impl Pool {
         let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?);
         let tiers = Arc::new(Tiers {
             chroot: Chroot::new(Arc::clone(&workshop)),
+            nspawn: Nspawn::new(Arc::clone(&workshop)),
             workshop,
             ledger: Arc::clone(&ledger),
         });
@@ -283,8 +285,8 @@ impl Pool {
         // Its clone of the ledger goes with it, so its end is waited for.
         let _ = reaper.await;
         keeper.close().await;
-        if let Some(Tiers { workshop, chroot, .. }) = Arc::into_inner(tiers) {
-            drop(chroot);
+        if let Some(Tiers { workshop, chroot, nspawn, .. }) = Arc::into_inner(tiers) {
+            drop((chroot, nspawn));
             if let Some(workshop) = Arc::into_inner(workshop) {
                 workshop.close().await;
             }
@@ -300,7 +302,7 @@ impl Pool {
 
     fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
         want.limits.check()?;
-        if want.tier != Tier::Chroot {
+        if !matches!(want.tier, Tier::Chroot | Tier::Nspawn) {
             return Err(CheckoutError::TierMissing(want.tier));
         }
         let image = self.images.resolve(&want.image)?;
@@ -384,6 +386,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
 #[derive(Debug)]
 pub(crate) struct Tiers {
     chroot: Chroot,
+    nspawn: Nspawn,
     workshop: Arc<Workshop>,
     ledger: Arc<Ledger>,
 }
@@ -394,7 +397,12 @@ impl Maker for Arc<Tiers> {
     type Error = MakeError;
 
     async fn make(&self, kind: &Blueprint) -> Result<Clean, MakeError> {
-        let proof = self.chroot.make(Arc::clone(&kind.image), kind.limits).await?;
+        let image = Arc::clone(&kind.image);
+        let proof = match kind.tier {
+            Tier::Chroot => self.chroot.make(image, kind.limits).await?,
+            Tier::Nspawn => self.nspawn.make(image, kind.limits).await?,
+            Tier::Docker | Tier::Vm => return Err(MakeError::NoSuchTier(kind.tier)),
+        };
         let generation = proof.generation;
         self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;
         Ok(Clean::prove(proof, Obituary::new(Arc::clone(&self.ledger), generation)))

@@ -12,6 +12,11 @@ pub(crate) fn check_confined(sandbox: &Sandbox, identity: Identity) -> Result<()
     if agents != 1 {
         return Err(format!("{agents} processes in the agent's cgroup, not one"));
     }
+    check_job(sandbox, identity)
+}
+
+/// The half of [`check_confined`] that is about the job's process.
+pub(crate) fn check_job(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
     let pids = sandbox.cgroup().job_pids();
     let [pid] = pids[..] else {
         return Err(format!("{} processes in the job's cgroup, not one", pids.len()));
@@ -37,13 +42,18 @@ fn check_status(status: &str, uid: u32, gid: u32) -> Result<(), String> {
         ("NoNewPrivs", "1".to_owned()),
         ("Seccomp", "2".to_owned()),
     ];
+    check_fields(status, &expected)
+}
+
+/// Checks fields of a `/proc/PID/status` against what each must say, words apart by one blank.
+pub(crate) fn check_fields(status: &str, expected: &[(&str, String)]) -> Result<(), String> {
     for (field, expected) in expected {
         let found = status
             .lines()
             .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| *name == field)
+            .find(|(name, _)| name == field)
             .map(|(_, value)| value.split_whitespace().collect::<Vec<_>>().join(" "));
-        if found.as_ref() != Some(&expected) {
+        if found.as_ref() != Some(expected) {
             let found = found.unwrap_or_else(|| "missing".to_owned());
             return Err(format!("{field} is \"{found}\", not \"{expected}\""));
         }

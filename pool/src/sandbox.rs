@@ -136,6 +136,10 @@ impl Sandbox {
         self.remains.as_mut().expect("only destroy and drop take the remains")
     }
 
+    pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
+        self.remains_mut().depend_on(pidfd);
+    }
+
     pub(crate) fn cgroup(&self) -> &Cgroup {
         self.remains().cgroup()
     }
@@ -161,8 +165,9 @@ impl Sandbox {
         if (from.disk, from.inodes) == (to.disk, to.inodes) {
             return Ok(());
         }
-        let agent = self.cgroup().agent_pids().first().copied().ok_or(NarrowError::Dead)?;
-        disk::resize(agent, to).map_err(NarrowError::Disk)
+        // The armed process: the agent is not where it was put on every tier.
+        let inside = self.cgroup().job_pids().first().copied().ok_or(NarrowError::Dead)?;
+        disk::resize(inside, to).map_err(NarrowError::Disk)
     }
 
     pub(crate) fn is_alive(&self) -> bool {

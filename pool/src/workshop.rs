@@ -1,21 +1,42 @@
 //! What sandboxes are made with whose processes run on the host's own kernel, whichever tier they are of: ids, cgroups,
 //! the process that clones them, and the task that ends those which nobody ended.
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
+use agent::message::Identity;
+use images::{Image, RootMode};
 use thiserror::Error;
 
 use crate::{
     cgroup::{Cgroup, CgroupError, Hierarchy},
-    chroot::Spawner,
+    chroot::{
+        Spawner,
+        plan::{Entries, Plan},
+    },
     greeting::GreetingError,
     id::GenerationId,
     instance::Instance,
     ledger::LedgerError,
     limits::Limits,
+    nspawn::NotInstalled,
     sandbox::{Remains, Undertaker},
+    tier::Tier,
     uids::{UidError, UidRange},
 };
+
+/// What every sandbox calls itself.
+pub(crate) const HOSTNAME: &str = "mayfly";
+
+/// The agent's uid inside: next to nobody, and no account of an image.
+const AGENT_UID: u32 = 65_533;
+
+/// How long a sandbox may take to become clean. A host that needs seconds is overloaded.
+pub(crate) const MAKING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Who agent and job are in the sandboxes of an image.
+pub(crate) fn identity(image: &Image) -> Identity {
+    Identity { agent: AGENT_UID, uid: image.config.user, gid: image.config.group }
+}
 
 /// One for each pool.
 #[derive(Debug)]
@@ -64,8 +85,26 @@ pub enum MakeError {
     /// The clean sandbox cannot be recorded.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// This build does not know how.
+    #[error("this build makes no {0} sandboxes")]
+    NoSuchTier(Tier),
+    /// There is no systemd-nspawn that could.
+    #[error(transparent)]
+    NoNspawn(#[from] NotInstalled),
+    /// systemd-nspawn ended, or did not say in time that its container runs.
+    #[error("systemd-nspawn did not start the sandbox")]
+    Supervisor(#[source] io::Error),
+    /// It also said why.
+    #[error("systemd-nspawn complains: {said}")]
+    Complaint {
+        /// Its own words.
+        said: String,
+        /// What failed with it.
+        #[source]
+        error: Box<MakeError>,
+    },
     /// The host looked at the job's process and did not find it confined.
-    #[error("the job's process is not confined: {0}")]
+    #[error("the sandbox is not confined: {0}")]
     Unconfined(String),
 }
 
@@ -81,6 +120,23 @@ impl Workshop {
         let name = self.instance.cgroup().join(generation.to_string());
         let cgroup = Cgroup::make(&self.hierarchy, name, limits, uids.base())?;
         Ok(Remains::new(cgroup, uids, &self.undertaker))
+    }
+
+    /// What the spawner is to make of an image.
+    pub(crate) fn plan(&self, image: &Image, limits: &Limits, id_base: u32) -> Plan {
+        Plan {
+            rootfs: image.rootfs.to_string_lossy().into_owned(),
+            id_base,
+            disk: limits.disk,
+            inodes: limits.inodes,
+            writable_root: image.config.root == RootMode::Writable,
+            job_uid: image.config.user,
+            job_gid: image.config.group,
+            hostname: HOSTNAME.to_owned(),
+            root_point: self.instance.root_point().to_string_lossy().into_owned(),
+            disk_point: self.instance.disk_point().to_string_lossy().into_owned(),
+            entries: Entries::Directories,
+        }
     }
 
     /// Waits until everything that was dropped is gone, and ends the spawner.

@@ -28,9 +28,20 @@ pub(crate) struct Hierarchy {
     devices: PathBuf,
 }
 
-/// What Docker lets every container open: null, zero, full, random, urandom, tty, ptmx and pts.
-const DEVICES: [&str; 8] =
-    ["c 1:3 rw", "c 1:5 rw", "c 1:7 rw", "c 1:8 rw", "c 1:9 rw", "c 5:0 rw", "c 5:2 rw", "c 136:* rw"];
+/// What Docker lets every container open: null, zero, full, random, urandom, tty, ptmx and pts. And, as there too, the
+/// making of nodes, which opens none and is refused in a user namespace: systemd-nspawn puts its `/dev` together
+/// from here.
+const DEVICES: [&str; 9] = [
+    "c 1:3 rw",
+    "c 1:5 rw",
+    "c 1:7 rw",
+    "c 1:8 rw",
+    "c 1:9 rw",
+    "c 5:0 rw",
+    "c 5:2 rw",
+    "c 136:* rw",
+    "c *:* m",
+];
 
 impl Hierarchy {
     pub(super) fn find(mounts: &[(&str, &str, &str)]) -> Result<Self, CgroupError> {

@@ -12,7 +12,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// What `clone3` gave back.
 #[derive(Debug)]
-pub(super) enum Cloned {
+pub(crate) enum Cloned {
     /// In the parent: the child's pid and a handle that never means another process.
     Parent { pid: i32, pidfd: OwnedFd },
     /// In the child.
@@ -20,7 +20,7 @@ pub(super) enum Cloned {
 }
 
 /// Clones this process, which must have one thread, into new namespaces and, on cgroup v2, into a cgroup.
-pub(super) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub(crate) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: i32 = -1;
     let mut args = libc::clone_args {
         flags: namespaces | libc::CLONE_PIDFD as u64,
@@ -54,7 +54,7 @@ pub(super) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io:
 }
 
 /// Sets `attributes` (`MOUNT_ATTR_*`) on a detached mount and, with a user namespace, maps its owners' ids.
-pub(super) fn set_mount_attributes(
+pub(crate) fn set_mount_attributes(
     mount: impl AsFd,
     attributes: u64,
     idmap: Option<BorrowedFd<'_>>,
@@ -79,12 +79,12 @@ pub(super) fn set_mount_attributes(
 }
 
 /// Lets the kernel reap this process's children: nobody here asks how they ended.
-pub(super) fn ignore_children() -> io::Result<()> {
+pub(crate) fn ignore_children() -> io::Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_IGN)
 }
 
 /// Undoes [`ignore_children`] in a child, which would hand it on to the program it becomes.
-pub(super) fn heed_children() -> io::Result<()> {
+pub(crate) fn heed_children() -> io::Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_DFL)
 }
 
@@ -95,7 +95,7 @@ fn set_disposition(signal: i32, disposition: libc::sighandler_t) -> io::Result<(
 }
 
 /// Brings up the loopback interface of this process's network namespace.
-pub(super) fn loopback_up() -> io::Result<()> {
+pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: plain call; the result is checked before it is owned.
     let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if raw == -1 {

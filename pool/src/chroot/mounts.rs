@@ -38,12 +38,12 @@ const MASKED: [&str; 11] = [
 const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// A directory of the host to mount on.
-pub(super) fn place(path: &str) -> io::Result<OwnedFd> {
+pub(crate) fn place(path: &str) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Puts a detached mount on `place`, relative to `root`.
-pub(super) fn attach(mount: &OwnedFd, root: &OwnedFd, place: &str) -> io::Result<()> {
+pub(crate) fn attach(mount: &OwnedFd, root: &OwnedFd, place: &str) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", root, place, flags)?)
 }
@@ -52,7 +52,7 @@ pub(super) fn attach(mount: &OwnedFd, root: &OwnedFd, place: &str) -> io::Result
 ///
 /// The disk itself stays attached outside the new root and goes with the host's root: before Linux 6.15 a
 /// clone can be taken of an attached mount only.
-pub(super) fn attach_scratch(scratch: &OwnedFd, root: &OwnedFd) -> Result<(), Failed> {
+pub(crate) fn attach_scratch(scratch: &OwnedFd, root: &OwnedFd) -> Result<(), Failed> {
     for (name, target, _, _) in SCRATCH {
         let part = clone_tree(scratch, name).step("open a directory of the throw-away disk")?;
         attach(&part, root, target).step("attach a directory of the throw-away disk")?;
@@ -61,7 +61,7 @@ pub(super) fn attach_scratch(scratch: &OwnedFd, root: &OwnedFd) -> Result<(), Fa
 }
 
 /// Hides what a sandbox must not read in /proc and locks what it must not write.
-pub(super) fn mask_proc(root: &OwnedFd) -> Result<(), Failed> {
+pub(crate) fn mask_proc(root: &OwnedFd) -> Result<(), Failed> {
     for name in MASKED {
         let place = format!("proc/{name}");
         // An empty directory of the image, or the null device: both are there and say nothing.
@@ -100,7 +100,7 @@ fn kind(root: &OwnedFd, place: &str) -> Option<Kind> {
 }
 
 /// A copy of the mount at a place, detached.
-pub(super) fn clone_tree(at: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+pub(crate) fn clone_tree(at: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     Ok(rustix::mount::open_tree(at, path, flags)?)
@@ -109,7 +109,7 @@ pub(super) fn clone_tree(at: impl AsFd, path: &str) -> io::Result<OwnedFd> {
 /// The throw-away disk: one tmpfs for everything that the job may write, so that one size bounds it all.
 ///
 /// `root` is the sandbox's uid 0 as the caller sees it.
-pub(super) fn scratch(plan: &Plan, root: u32) -> Result<OwnedFd, Failed> {
+pub(crate) fn scratch(plan: &Plan, root: u32) -> Result<OwnedFd, Failed> {
     let disk = disk(plan, root).step("make the throw-away disk")?;
     for (name, _, mode, jobs) in SCRATCH {
         let (uid, gid) = if jobs { (plan.job_uid, plan.job_gid) } else { (0, 0) };
@@ -123,7 +123,7 @@ pub(super) fn scratch(plan: &Plan, root: u32) -> Result<OwnedFd, Failed> {
 ///
 /// It is made by the host's root, because tmpfs learnt the extended attributes that an overlay inside a user
 /// namespace needs only in Linux 6.6.
-pub(super) fn writable_root(plan: &Plan, image: &OwnedFd) -> Result<(OwnedFd, OwnedFd), Failed> {
+pub(crate) fn writable_root(plan: &Plan, image: &OwnedFd) -> Result<(OwnedFd, OwnedFd), Failed> {
     let disk = scratch(plan, plan.id_base)?;
     for name in ["upper", "work"] {
         directory(&disk, name, 0o755, plan.id_base, plan.id_base).step("make the root's upper layer")?;
@@ -189,7 +189,7 @@ fn directory(at: &OwnedFd, name: &str, mode: u32, uid: u32, gid: u32) -> io::Res
 }
 
 /// Processes of this sandbox only, and to each user only his own.
-pub(super) fn proc() -> Result<OwnedFd, Failed> {
+pub(crate) fn proc() -> Result<OwnedFd, Failed> {
     let made = || -> io::Result<OwnedFd> {
         let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_set_string(&fs, "hidepid", "invisible")?;
@@ -203,7 +203,7 @@ pub(super) fn proc() -> Result<OwnedFd, Failed> {
 }
 
 /// Terminals of this sandbox only.
-pub(super) fn devpts() -> Result<OwnedFd, Failed> {
+pub(crate) fn devpts() -> Result<OwnedFd, Failed> {
     let made = || -> io::Result<OwnedFd> {
         let fs = rustix::mount::fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_set_string(&fs, "ptmxmode", "0666")?;

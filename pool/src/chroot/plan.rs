@@ -1,37 +1,68 @@
 //! What the pool tells the spawner, and what comes back.
 //!
-//! One datagram each way. Descriptors ride beside it in the order: the agent's stream, the agent's cgroup
-//! entry, the job's cgroup entry; back comes the sandbox's pidfd.
+//! One datagram each way, with descriptors beside it: each [`Task`] says which.
+
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+/// What the spawner is asked to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Clone a chroot sandbox. Descriptors: the agent's stream, the agent's cgroup entry, the job's cgroup entry; back
+    /// comes the sandbox's pidfd.
+    Chroot(Plan),
+    /// Start systemd-nspawn. Descriptors: stdin, stdout, stderr, its cgroup entry; back come its pidfd and the socket
+    /// on which it says that its container runs.
+    Nspawn(Launch),
+    /// Give a container of systemd-nspawn the root of a chroot sandbox. No descriptors.
+    Enclose {
+        plan: Plan,
+        /// Its first process. Whoever asks holds its pidfd, and looks afterwards whether it still lives.
+        leader: i32,
+    },
+}
+
+/// How to start systemd-nspawn.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) program: String,
+    /// Behind the program's name.
+    pub(crate) args: Vec<String>,
+    /// The image's root directory on the host.
+    pub(crate) rootfs: String,
+    /// cgroup v1: the one directory that it finds below `/sys/fs/cgroup`, in the place of systemd's own tree.
+    pub(crate) legacy_tree: Option<String>,
+    pub(crate) entry: Entries,
+}
+
 /// One sandbox to make.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// The image's root directory on the host.
-    pub(super) rootfs: String,
+    pub(crate) rootfs: String,
     /// Host uid and gid of the sandbox's uid and gid 0.
-    pub(super) id_base: u32,
+    pub(crate) id_base: u32,
     /// Size of the one throw-away disk, in bytes.
-    pub(super) disk: u64,
+    pub(crate) disk: u64,
     /// Inodes on it.
-    pub(super) inodes: u64,
+    pub(crate) inodes: u64,
     /// Whether the root is writable: an overlay whose upper layer is on that disk.
-    pub(super) writable_root: bool,
+    pub(crate) writable_root: bool,
     /// Owner of `/job`, inside.
-    pub(super) job_uid: u32,
-    pub(super) job_gid: u32,
-    pub(super) hostname: String,
+    pub(crate) job_uid: u32,
+    pub(crate) job_gid: u32,
+    pub(crate) hostname: String,
     /// The empty directory on which the new root is put before it becomes the root.
-    pub(super) root_point: String,
+    pub(crate) root_point: String,
     /// Another one, on which the throw-away disk lies until its directories are in their places.
-    pub(super) disk_point: String,
-    pub(super) entries: Entries,
+    pub(crate) disk_point: String,
+    pub(crate) entries: Entries,
 }
 
 /// How many of the descriptors are which.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) enum Entries {
+pub(crate) enum Entries {
     /// cgroup v1: this many `tasks` files for the agent, as many for the job.
     Tasks(u8),
     /// cgroup v2: one directory for the agent, one for the job.
@@ -40,22 +71,31 @@ pub(super) enum Entries {
 
 /// The spawner's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Answer {
-    /// The sandbox's first process runs. What fails in it from now on comes through its own stream.
-    Spawned,
+pub(crate) enum Answer {
+    /// A process that was to be cloned runs. What fails in it from now on comes through its own stream.
+    Done,
     /// Nothing was left behind.
     Failed { step: String, errno: i32 },
 }
 
+impl From<Failed> for Answer {
+    fn from(Failed { step, errno }: Failed) -> Self {
+        Self::Failed { step: step.to_owned(), errno }
+    }
+}
+
+/// The descriptors of a task that was done, or the answer that tells why it was not.
+pub(crate) type Outcome = Result<Vec<OwnedFd>, Answer>;
+
 /// A step of the making that failed.
 #[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) step: &'static str,
-    pub(super) errno: i32,
+pub(crate) struct Failed {
+    pub(crate) step: &'static str,
+    pub(crate) errno: i32,
 }
 
 /// Names the step that an error belongs to.
-pub(super) trait Step<T> {
+pub(crate) trait Step<T> {
     fn step(self, step: &'static str) -> Result<T, Failed>;
 }
 
@@ -66,10 +106,10 @@ impl<T, E: Into<std::io::Error>> Step<T> for Result<T, E> {
 }
 
 /// The largest plan, in bytes: paths are at most a page each.
-pub(super) const MAX_PLAN: usize = 16 * 1024;
+pub(crate) const MAX_PLAN: usize = 16 * 1024;
 
 /// The largest answer, in bytes: a step is a phrase.
-pub(super) const MAX_ANSWER: usize = 512;
+pub(crate) const MAX_ANSWER: usize = 512;
 
 /// The most descriptors beside a plan.
-pub(super) const MAX_FDS: usize = 24;
+pub(crate) const MAX_FDS: usize = 24;

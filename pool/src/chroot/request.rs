@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     SPAWNER_ARG,
-    plan::{Answer, MAX_ANSWER, Plan},
+    plan::{Answer, MAX_ANSWER, Task},
     spawner::{receive_with_fds, send_with_fds},
 };
 use crate::{watch::watch, workshop::MakeError};
@@ -42,9 +42,9 @@ impl Spawner {
         Ok(Self { program: program.to_owned(), running: Mutex::new(Running::start(program)?) })
     }
 
-    /// Has one sandbox cloned and gives its first process.
-    pub(super) async fn spawn(&self, plan: &Plan, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, MakeError> {
-        let bytes = postcard::to_stdvec(plan).map_err(|error| MakeError::Spawner(io::Error::other(error)))?;
+    /// Has a task done and gives the descriptors that come of it.
+    pub(crate) async fn ask(&self, task: &Task, fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, MakeError> {
+        let bytes = postcard::to_stdvec(task).map_err(|error| MakeError::Spawner(io::Error::other(error)))?;
         let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let mut running = self.running.lock().await;
         let answer = match running.ask(&bytes, &fds).await {
@@ -57,8 +57,7 @@ impl Spawner {
             }
         };
         match answer {
-            (Answer::Spawned, Some(pidfd)) => Ok(pidfd),
-            (Answer::Spawned, None) => Err(MakeError::Spawner(io::ErrorKind::InvalidData.into())),
+            (Answer::Done, fds) => Ok(fds),
             (Answer::Failed { step, errno }, _) => {
                 Err(MakeError::Step { step, error: io::Error::from_raw_os_error(errno) })
             }
@@ -97,20 +96,20 @@ impl Running {
         Ok(Self { process, socket: watch(ours, Interest::READABLE | Interest::WRITABLE)?, owed: 0 })
     }
 
-    async fn ask(&mut self, plan: &[u8], fds: &[i32]) -> io::Result<(Answer, Option<OwnedFd>)> {
+    async fn ask(&mut self, task: &[u8], fds: &[i32]) -> io::Result<(Answer, Vec<OwnedFd>)> {
         while self.owed > 0 {
             // An abandoned sandbox ends by itself: nobody holds the other end of its stream.
             self.answer().await?;
             self.owed -= 1;
         }
-        self.socket.async_io(Interest::WRITABLE, |socket| send_with_fds(socket.as_fd(), plan, fds)).await?;
+        self.socket.async_io(Interest::WRITABLE, |socket| send_with_fds(socket.as_fd(), task, fds)).await?;
         self.owed += 1;
         let answer = self.answer().await?;
         self.owed -= 1;
         Ok(answer)
     }
 
-    async fn answer(&self) -> io::Result<(Answer, Option<OwnedFd>)> {
+    async fn answer(&self) -> io::Result<(Answer, Vec<OwnedFd>)> {
         let mut buffer = [0; MAX_ANSWER];
         let receive = |socket: &OwnedFd| receive_with_fds(socket.as_fd(), &mut buffer);
         let (length, fds) = self.socket.async_io(Interest::READABLE, receive).await?;
@@ -118,6 +117,6 @@ impl Running {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let answer = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
-        Ok((answer, fds.into_iter().next()))
+        Ok((answer, fds))
     }
 }

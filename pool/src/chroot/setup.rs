@@ -32,26 +32,26 @@ use super::{
 };
 
 /// What the process is born with beside the plan.
-pub(super) struct Descriptors {
-    pub(super) stream: OwnedFd,
+pub(crate) struct Descriptors {
+    pub(crate) stream: OwnedFd,
     /// cgroup v1: the agent's `tasks` files.
-    pub(super) tasks: Vec<OwnedFd>,
+    pub(crate) tasks: Vec<OwnedFd>,
     /// For the agent, so that the job's process can enter its own leaf.
-    pub(super) job_entry: Vec<OwnedFd>,
+    pub(crate) job_entry: Vec<OwnedFd>,
     /// Where [`Trees`] come from.
-    pub(super) trees: OwnedFd,
+    pub(crate) trees: OwnedFd,
 }
 
 /// The mounts that only the host's root can make, detached.
-pub(super) struct Trees {
-    pub(super) root: OwnedFd,
-    pub(super) dev: OwnedFd,
+pub(crate) struct Trees {
+    pub(crate) root: OwnedFd,
+    pub(crate) dev: OwnedFd,
     /// The throw-away disk, if the root's upper layer already lies on it.
-    pub(super) scratch: Option<OwnedFd>,
+    pub(crate) scratch: Option<OwnedFd>,
 }
 
 /// Becomes the agent or says why not, and ends.
-pub(super) fn become_agent(plan: &Plan, descriptors: Descriptors) -> ! {
+pub(crate) fn become_agent(plan: &Plan, descriptors: Descriptors) -> ! {
     let Ok(mut complaints) = descriptors.stream.try_clone().map(fs::File::from) else { leave() };
     let Err(Failed { step, errno }) = run(plan, descriptors);
     let fault = Frame { stream: 0, message: ToHost::Fault(Fault { step: step.to_owned(), errno }) };
@@ -63,7 +63,7 @@ pub(super) fn become_agent(plan: &Plan, descriptors: Descriptors) -> ! {
 }
 
 #[expect(clippy::exit, reason = "a clone of the spawner must not return into the spawner's loop")]
-fn leave() -> ! {
+pub(crate) fn leave() -> ! {
     std::process::exit(1)
 }
 
@@ -81,40 +81,56 @@ fn run(plan: &Plan, descriptors: Descriptors) -> Result<Infallible, Failed> {
     let disk_point = mounts::place(&plan.disk_point).step("open the place for the throw-away disk")?;
 
     // 3. The spawner has written the id maps by the time the trees arrive.
-    let Trees { root, dev, scratch } = Trees::receive(descriptors.trees.as_fd(), plan.writable_root)?;
+    let trees = Trees::receive(descriptors.trees.as_fd(), plan.writable_root)?;
     setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).step("become the sandbox's group 0")?;
     setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).step("become the sandbox's user 0")?;
 
-    // 4. No user namespace below this one. The file is bound read-only with the rest of /proc/sys later.
-    fs::write("/proc/sys/user/max_user_namespaces", "0").step("forbid nested user namespaces")?;
+    // 4. The file is bound read-only with the rest of /proc/sys later.
+    forbid_nested()?;
 
     // 5. The new root and what lies on it.
+    change_root(plan, trees, &root_point, &disk_point)?;
+
+    // 6. Names and the loopback interface.
+    nix::unistd::sethostname(&plan.hostname).step("set the host name")?;
+    kernel::loopback_up().step("bring up the loopback interface")?;
+
+    // 7. The agent, with its stream as stdin and stdout and nothing else of the spawner's but the job's entry.
+    exec_agent(&descriptors.stream, &descriptors.job_entry).map(|never| match never {})
+}
+
+/// No user namespace below this process's own.
+pub(crate) fn forbid_nested() -> Result<(), Failed> {
+    fs::write("/proc/sys/user/max_user_namespaces", "0").step("forbid nested user namespaces")
+}
+
+/// Puts a sandbox's root together in this process's mount namespace, and makes it the only root there.
+///
+/// Every process there whose root is the old one has the new one from then on, see `pivot_root(2)`.
+pub(crate) fn change_root(
+    plan: &Plan,
+    trees: Trees,
+    root_point: &OwnedFd,
+    disk_point: &OwnedFd,
+) -> Result<(), Failed> {
+    let Trees { root, dev, scratch } = trees;
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .step("make mounts private")?;
     let scratch = match scratch {
         Some(scratch) => scratch,
         None => mounts::scratch(plan, 0)?,
     };
-    mounts::attach(&root, &root_point, "").step("attach the root")?;
-    mounts::attach(&scratch, &disk_point, "").step("attach the throw-away disk")?;
+    mounts::attach(&root, root_point, "").step("attach the root")?;
+    mounts::attach(&scratch, disk_point, "").step("attach the throw-away disk")?;
     put_root_together(&root, &dev, &scratch)?;
-
-    // 6. The new root becomes the only one.
     rustix::process::fchdir(&root).step("enter the new root")?;
     rustix::process::pivot_root(".", ".").step("pivot to the new root")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).step("let go of the host's root")?;
-    rustix::process::chdir("/").step("enter the root directory")?;
-
-    // 7. Names and the loopback interface.
-    nix::unistd::sethostname(&plan.hostname).step("set the host name")?;
-    kernel::loopback_up().step("bring up the loopback interface")?;
-
-    // 8. The agent, with its stream as stdin and stdout and nothing else of the spawner's but the job's entry.
-    exec_agent(&descriptors.stream, &descriptors.job_entry).map(|never| match never {})
+    rustix::mount::unmount(".", UnmountFlags::DETACH).step("let go of the old root")?;
+    rustix::process::chdir("/").step("enter the root directory")
 }
 
 /// A time namespace for the children, in which the host's uptime cannot be read off the clocks.
-fn start_clocks_anew() -> Result<(), Failed> {
+pub(crate) fn start_clocks_anew() -> Result<(), Failed> {
     unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)).step("unshare the time namespace")?;
     let seconds = |clock| rustix::time::clock_gettime(clock).tv_sec;
     let offsets = format!(
@@ -158,7 +174,7 @@ fn is_directory(fd: BorrowedFd<'_>) -> bool {
 }
 
 impl Trees {
-    pub(super) fn send(&self, child: BorrowedFd<'_>) -> Result<(), Failed> {
+    pub(crate) fn send(&self, child: BorrowedFd<'_>) -> Result<(), Failed> {
         let fds: Vec<_> = [Some(&self.root), Some(&self.dev), self.scratch.as_ref()]
             .into_iter()
             .flatten()

@@ -1,4 +1,4 @@
-//! The small process that clones every chroot sandbox of one mayfly.
+//! The small process that clones every sandbox of one mayfly that runs on the host's kernel.
 //!
 //! It has one thread on purpose. A parent-death signal follows the *thread* that made a child, and the
 //! threads of an async runtime come and go; this one lives as long as its mayfly. It keeps its own mount
@@ -26,10 +26,10 @@ use super::{
     devices,
     kernel::{self, Cloned},
     mounts::{self, clone_tree},
-    plan::{Answer, Entries, Failed, MAX_FDS, MAX_PLAN, Plan, Step},
+    plan::{Answer, Entries, Failed, MAX_FDS, MAX_PLAN, Outcome, Plan, Step, Task},
     setup::{self, Descriptors, Trees},
 };
-use crate::uids::RANGE;
+use crate::{nspawn, uids::RANGE};
 
 /// Everything but the cgroup and time namespaces, which the child enters by itself once it is where it belongs.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
@@ -46,19 +46,32 @@ pub(super) fn serve() -> Result<(), Failed> {
     let socket = borrow_socket();
     let devices = prepare()?;
     let mut buffer = vec![0; MAX_PLAN];
-    while let Some((plan, fds)) = receive(socket, &mut buffer).step("receive a plan")? {
-        let (answer, pidfd) = match spawn(&plan, fds, devices.as_fd()) {
-            Ok(pidfd) => (Answer::Spawned, Some(pidfd)),
-            Err(Failed { step, errno }) => (Answer::Failed { step: step.to_owned(), errno }, None),
+    while let Some((task, fds)) = receive(socket, &mut buffer).step("receive a task")? {
+        let (answer, fds) = match perform(&task, fds, devices.as_fd()) {
+            Ok(fds) => (Answer::Done, fds),
+            Err(failed) => (failed, Vec::new()),
         };
-        send(socket, &answer, pidfd.as_ref()).step("answer a plan")?;
+        send(socket, &answer, &fds).step("answer a task")?;
     }
     Ok(())
+}
+
+fn perform(task: &Task, fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Outcome {
+    match task {
+        Task::Chroot(plan) => Ok(vec![spawn(plan, fds, devices)?]),
+        Task::Nspawn(launch) => nspawn::launch(launch, fds),
+        Task::Enclose { plan, leader } => {
+            let trees = Trees::make(plan, *leader, devices)?;
+            nspawn::enclose(plan, trees, *leader)
+        }
+    }
 }
 
 /// Makes this process fit to be the parent of sandboxes.
 fn prepare() -> Result<OwnedFd, Failed> {
     kernel::ignore_children().step("leave dead sandboxes to the kernel")?;
+    // What a sandbox's own parent leaves behind is not left to an init that may look only now and then.
+    nix::sys::prctl::set_child_subreaper(true).step("become the parent of orphans")?;
     // A sandbox cannot drop supplementary groups once setgroups is denied in its user namespace.
     setgroups(&[]).step("drop supplementary groups")?;
     unshare(CloneFlags::CLONE_NEWNS).step("unshare the spawner's mounts")?;
@@ -99,44 +112,51 @@ fn spawn(plan: &Plan, mut fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Result<
     }
 }
 
-/// Does for the child what only the host's root may: its id maps, its id-mapped view of the image, the devices.
+/// Does for the child what only the host's root may: its id maps and its mounts.
 fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<(), Failed> {
     let proc = format!("/proc/{pid}");
     let map = format!("0 {} {RANGE}\n", plan.id_base);
     fs::write(format!("{proc}/setgroups"), "deny").step("deny setgroups")?;
     fs::write(format!("{proc}/uid_map"), &map).step("write the uid map")?;
     fs::write(format!("{proc}/gid_map"), &map).step("write the gid map")?;
-    let userns = fs::File::open(format!("{proc}/ns/user")).step("open the user namespace")?;
-
-    let image = clone_tree(rustix::fs::CWD, plan.rootfs.as_str()).step("open the image")?;
-    let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    kernel::set_mount_attributes(&image, read_only, Some(userns.as_fd())).step("map the image's owners")?;
-
-    let (root, scratch) = if plan.writable_root {
-        let (root, scratch) = mounts::writable_root(plan, &image)?;
-        (root, Some(scratch))
-    } else {
-        (image, None)
-    };
-    let dev = clone_tree(devices, "").step("open the devices")?;
-    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    // Not id-mapped: tmpfs allows that since Linux 6.3 only, and nodes that all may use need no owner inside.
-    kernel::set_mount_attributes(&dev, attributes, None).step("lock the devices")?;
-    Trees { root, dev, scratch }.send(child)
+    Trees::make(plan, pid, devices)?.send(child)
 }
 
-fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<(Plan, Vec<OwnedFd>)>> {
+impl Trees {
+    /// Makes what only the host's root can, for the user namespace of `pid`.
+    fn make(plan: &Plan, pid: i32, devices: BorrowedFd<'_>) -> Result<Self, Failed> {
+        let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
+        let image = clone_tree(rustix::fs::CWD, plan.rootfs.as_str()).step("open the image")?;
+        let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        kernel::set_mount_attributes(&image, read_only, Some(userns.as_fd()))
+            .step("map the image's owners")?;
+
+        let (root, scratch) = if plan.writable_root {
+            let (root, scratch) = mounts::writable_root(plan, &image)?;
+            (root, Some(scratch))
+        } else {
+            (image, None)
+        };
+        let dev = clone_tree(devices, "").step("open the devices")?;
+        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+        // Not id-mapped: tmpfs allows that since Linux 6.3 only, and nodes that all may use need no owner inside.
+        kernel::set_mount_attributes(&dev, attributes, None).step("lock the devices")?;
+        Ok(Self { root, dev, scratch })
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<(Task, Vec<OwnedFd>)>> {
     let (length, fds) = receive_with_fds(socket, buffer)?;
     if length == 0 {
         return Ok(None);
     }
-    let plan = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
-    Ok(Some((plan, fds)))
+    let task = postcard::from_bytes(&buffer[..length]).map_err(io::Error::other)?;
+    Ok(Some((task, fds)))
 }
 
-fn send(socket: BorrowedFd<'_>, answer: &Answer, pidfd: Option<&OwnedFd>) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
     let bytes = postcard::to_stdvec(answer).map_err(io::Error::other)?;
-    let fds: Vec<_> = pidfd.into_iter().map(AsRawFd::as_raw_fd).collect();
+    let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     send_with_fds(socket, &bytes, &fds)
 }
 
@@ -148,7 +168,7 @@ pub(super) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[i32]) -
 }
 
 #[expect(unsafe_code, reason = "takes ownership of received descriptors")]
-pub(super) fn receive_with_fds(
+pub(crate) fn receive_with_fds(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {

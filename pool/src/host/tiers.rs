@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::{Finding, State};
 use crate::tier::Tier;
 
-/// The steps that the chroot tier never goes without: any of them failing refuses the sandbox.
-const CHROOT_NEEDS: [&str; 11] = [
+/// The steps that neither the chroot nor the nspawn tier goes without: any of them failing refuses the sandbox.
+const KERNEL_NEEDS: [&str; 11] = [
     "root",
     "user-namespaces",
     "namespaces",
@@ -35,22 +35,24 @@ pub struct TierReport {
 
 pub(super) fn judge(findings: &[Finding]) -> Vec<TierReport> {
     let judge = |tier| match tier {
-        Tier::Chroot => chroot(findings),
-        later => TierReport {
-            tier: later,
+        Tier::Chroot => weigh(tier, &KERNEL_NEEDS, findings),
+        // The same root in namespaces that another program makes.
+        Tier::Nspawn => weigh(tier, &[&KERNEL_NEEDS[..], &["systemd-nspawn"]].concat(), findings),
+        Tier::Docker | Tier::Vm => TierReport {
+            tier,
             ready: false,
-            why_not: vec!["this build has the chroot tier only".to_owned()],
+            why_not: vec!["this build has the tiers chroot and nspawn only".to_owned()],
             fix: None,
         },
     };
     Tier::ALL.into_iter().map(judge).collect()
 }
 
-fn chroot(findings: &[Finding]) -> TierReport {
-    let needs = || CHROOT_NEEDS.map(|id| (id, findings.iter().find(|finding| finding.id == id)));
+fn weigh(tier: Tier, needs: &[&'static str], findings: &[Finding]) -> TierReport {
+    let needs = needs.iter().map(|id| (*id, findings.iter().find(|finding| finding.id == *id)));
     let met =
         |found: Option<&Finding>| found.is_some_and(|it| matches!(it.state, State::Ok | State::Degraded));
-    let mut unmet: Vec<_> = needs().into_iter().filter(|(_, found)| !met(*found)).collect();
+    let mut unmet: Vec<_> = needs.filter(|(_, found)| !met(*found)).collect();
     let ready = unmet.is_empty();
     // What could not be looked at follows from what is missing. Alone it is a reason: not proved is not there.
     if unmet.iter().any(|(_, found)| is_missing(*found)) {
@@ -61,7 +63,7 @@ fn chroot(findings: &[Finding]) -> TierReport {
         None => format!("{id}: not looked at"),
     });
     let fix = unmet.iter().find_map(|(_, found)| found.and_then(|finding| finding.fix.clone()));
-    TierReport { tier: Tier::Chroot, ready, why_not: why_not.collect(), fix }
+    TierReport { tier, ready, why_not: why_not.collect(), fix }
 }
 
 fn is_missing(found: Option<&Finding>) -> bool {
@@ -73,16 +75,16 @@ mod tests {
     use super::*;
 
     fn all_ok() -> Vec<Finding> {
-        CHROOT_NEEDS.into_iter().map(|id| Finding::new(id, id, State::Ok, "")).collect()
+        KERNEL_NEEDS.into_iter().map(|id| Finding::new(id, id, State::Ok, "")).collect()
     }
 
     #[test]
     fn the_chroot_tier_is_ready_only_when_every_need_is_met() {
         assert!(judge(&all_ok())[0].ready);
-        for broken in 0..CHROOT_NEEDS.len() {
+        for broken in 0..KERNEL_NEEDS.len() {
             for state in [State::Missing, State::Unknown] {
                 let mut findings = all_ok();
-                findings[broken] = Finding::new(CHROOT_NEEDS[broken], "it", state, "why").mended_by("act");
+                findings[broken] = Finding::new(KERNEL_NEEDS[broken], "it", state, "why").mended_by("act");
                 let chroot = &judge(&findings)[0];
                 assert!(!chroot.ready);
                 assert_eq!(chroot.why_not, ["it: why"]);
@@ -92,11 +94,26 @@ mod tests {
     }
 
     #[test]
+    fn the_nspawn_tier_needs_systemd_nspawn_and_all_that_chroot_needs() {
+        let mut findings = all_ok();
+        let nspawn = |findings: &[Finding]| judge(findings)[1].clone();
+        assert_eq!((nspawn(&findings).tier, nspawn(&findings).ready), (Tier::Nspawn, false));
+        findings
+            .push(Finding::new("systemd-nspawn", "it", State::Missing, "not here").mended_by("install it"));
+        assert_eq!(nspawn(&findings).why_not, ["it: not here"]);
+        assert_eq!(nspawn(&findings).fix.as_deref(), Some("install it"));
+        findings[KERNEL_NEEDS.len()].state = State::Ok;
+        assert!(nspawn(&findings).ready);
+        findings[0].state = State::Missing;
+        assert!(!nspawn(&findings).ready);
+    }
+
+    #[test]
     fn what_follows_from_a_missing_need_is_no_reason_of_its_own() {
         let mut findings = all_ok();
         findings[3].state = State::Missing;
         findings[4].state = State::Unknown;
-        assert_eq!(judge(&findings)[0].why_not, [format!("{}: ", CHROOT_NEEDS[3])]);
+        assert_eq!(judge(&findings)[0].why_not, [format!("{}: ", KERNEL_NEEDS[3])]);
     }
 
     #[test]
@@ -108,6 +125,6 @@ mod tests {
     fn the_tiers_that_this_build_lacks_are_never_ready() {
         let reports = judge(&all_ok());
         assert_eq!(reports.len(), 4);
-        assert!(reports.iter().skip(1).all(|report| !report.ready && !report.why_not.is_empty()));
+        assert!(reports.iter().skip(2).all(|report| !report.ready && !report.why_not.is_empty()));
     }
 }
