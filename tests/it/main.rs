@@ -1,7 +1,8 @@
 //! The product from outside: the `mayfly` binary, real sandboxes, and what the host sees of them.
 //!
 //! `conformance` is what a job finds, the same on every tier; `isolation` is what it must not find; `bad_input`
-//! is what people and scripts get wrong; `classes` is what an operator configures; `life` is what is left behind; `layout` is the order of the crates.
+//! is what people and scripts get wrong; `classes` is what an operator configures; `life` is what is left behind;
+//! `nspawn` what one tier alone has; `layout` is the order of the crates.
 //!
 //! Needs root. Images come from `MAYFLY_DATA_DIR`, or are built once below the target directory.
 
@@ -14,3 +15,4 @@ mod interrupts;
 mod isolation;
 mod layout;
 mod life;
+mod nspawn;

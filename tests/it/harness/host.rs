@@ -47,8 +47,20 @@ impl Sandbox {
 
     /// The host's pid of the agent: in a leaf of its own on v2, in the sandbox's own cgroup on v1.
     pub(crate) fn agent(&self) -> Vec<u32> {
+        let mut agents = pids(&self.of_agent().join("cgroup.procs"));
+        // Where systemd-nspawn makes a cgroup of its own for it.
+        agents.extend(pids(&self.of_agent().join("payload/cgroup.procs")));
+        agents
+    }
+
+    /// The host's pid of systemd-nspawn, on its tier.
+    pub(crate) fn supervisor(&self) -> Vec<u32> {
+        pids(&self.of_agent().join("supervisor/cgroup.procs"))
+    }
+
+    fn of_agent(&self) -> PathBuf {
         let leaf = self.directory.join("agent");
-        pids(&if leaf.exists() { leaf } else { self.directory.clone() }.join("cgroup.procs"))
+        if leaf.exists() { leaf } else { self.directory.clone() }
     }
 
     /// What a cgroup file of the job's says, whichever version and controller has it.

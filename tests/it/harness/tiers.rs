@@ -13,14 +13,16 @@ use super::{Mayfly, Node, Running, Sandbox, eventually};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
     Chroot,
+    Nspawn,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 1] = [Self::Chroot];
+    pub(crate) const ALL: [Self; 2] = [Self::Chroot, Self::Nspawn];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Chroot => "chroot",
+            Self::Nspawn => "nspawn",
         }
     }
 }
@@ -97,6 +99,11 @@ macro_rules! on_every_tier {
             #[test]
             fn on_chroot() {
                 crate::harness::on(crate::harness::Tier::Chroot, super::$behaviour);
+            }
+
+            #[test]
+            fn on_nspawn() {
+                crate::harness::on(crate::harness::Tier::Nspawn, super::$behaviour);
             }
         }
     )+ };
