@@ -96,7 +96,7 @@ async fn measure_all(args: &BenchArgs, config: PoolConfig) -> Result<Report, Str
         report.add(row);
     }
     if args.against {
-        for row in peers::installed(&rootfs, args.times) {
+        for row in peers::installed(args.tier, &rootfs, args.times, args.sustained) {
             report.add(row);
         }
     }
