@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Place, Running, Sandbox, Tier, eventually, on, result_of};
+use crate::harness::{Mayfly, Place, Running, Sandbox, Tier, eventually, on, result_of};
 
 /// A job in its middle, which ends when its stdin does.
 fn in_mid_job(place: &Place) -> (Running, Sandbox) {
@@ -197,5 +197,31 @@ fn a_result_names_the_tier_and_what_it_cost() {
             (result["tier"].as_str(), result["outcome"].as_str()),
             (Some("nspawn"), Some("succeeded"))
         );
+    });
+}
+
+/// Covered in a mount namespace of the test's own.
+#[test]
+fn a_host_whose_systemd_nspawn_cannot_be_used_says_what_to_do() {
+    on(Tier::Nspawn, |place| {
+        for (cover, words) in [
+            ("/dev/null", ["systemd-nspawn is not installed", "apt-get install systemd-container"]),
+            ("/bin/echo", ["when asked for its version", "mayfly doctor"]),
+        ] {
+            let script = format!("mount --bind {cover} /usr/bin/systemd-nspawn && exec \"$@\"");
+            let within = |words: &[&str]| {
+                let own = ["--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_mayfly")];
+                place.node.place(Mayfly::program("unshare")).args([&own[..], words].concat())
+            };
+            within(&["run", "--tier", "nspawn", "--image", "minimal", "--", "true"])
+                .finish()
+                .code(125)
+                .says(&words);
+            within(&["run", "--tier", "chroot", "--image", "minimal", "--", "true"]).finish().code(0);
+            let doctor = within(&["doctor", "--json"]).finish().code(0).json();
+            let tiers = doctor["tiers"].as_array().unwrap();
+            let ready = |name| tiers.iter().find(|tier| tier["tier"] == name).unwrap()["ready"].as_bool();
+            assert_eq!((ready("chroot"), ready("nspawn")), (Some(true), Some(false)), "{cover}");
+        }
     });
 }

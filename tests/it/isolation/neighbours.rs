@@ -1,6 +1,8 @@
 //! Other sandboxes, now and before: nothing of one is seen by another.
 
-use std::{fs, ops::Range};
+use std::{collections::HashSet, fs, ops::Range};
+
+use serde_json::{Value, json};
 
 use crate::harness::{Place, Sandbox, on_every_tier};
 
@@ -8,6 +10,7 @@ on_every_tier! {
     two_live_sandboxes_share_no_user_id_and_none_with_the_host
     nothing_of_a_live_neighbour_is_seen
     nothing_of_a_former_job_is_seen_by_the_next
+    however_a_job_ends_the_next_life_in_its_place_is_clean
 }
 
 /// Leaves something wherever a job can, and says `ready`.
@@ -84,4 +87,54 @@ fn nothing_of_a_former_job_is_seen_by_the_next(place: &Place) {
     for what in ["trace", "reached \0trace", "reached ('127.0.0.1', 4321)", "shm", "sem", "msg"] {
         assert!(seen.text().contains(what), "the look is blind to {what:?}: {}", seen.text());
     }
+}
+
+/// One process, one place: each job that leaves something is followed by one that looks.
+fn however_a_job_ends_the_next_life_in_its_place_is_clean(place: &Place) {
+    let forever = "\nimport time; time.sleep(1000)";
+    let endings = [
+        ("failed", format!("{TRACES}raise SystemExit(9)")),
+        (
+            "timed_out",
+            format!("{TRACES}subprocess.Popen(['sleep', '1000'], start_new_session=True){forever}"),
+        ),
+        ("out_of_memory", format!("{TRACES}held = bytearray(1 << 30)")),
+        ("failed", format!("{TRACES}os.kill(os.getpid(), 9)")),
+        (
+            "succeeded",
+            format!("{TRACES}\ntry: open('/tmp/full', 'wb').write(bytes(200 << 20))\nexcept OSError: pass"),
+        ),
+    ];
+    let job = |id: String, program: &str| {
+        let limits = json!({ "memory": "128MiB", "disk": "64MiB" });
+        json!({ "schema_version": 1, "id": id, "image": "base", "tier": place.tier.name(), "limits": limits,
+                "timeout": "2s", "command": ["python3", "-I", "-B", "-c", program] })
+        .to_string()
+    };
+    let mut lines = Vec::new();
+    for (number, (_, program)) in endings.iter().enumerate() {
+        lines.push(job(format!("leaves-{number}"), program));
+        lines.push(job(format!("looks-{number}"), LOOK));
+    }
+    let jobs = place.node.write("jobs", lines.join("\n"));
+    let results = place.node.file("results");
+    let words = ["batch", &jobs, "--jobs", "1", "-o", results.to_str().unwrap()];
+    place.node.mayfly(words).finish().code(0);
+
+    let results = fs::read_to_string(results).unwrap();
+    let results: Vec<Value> = results.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let find = |id: String| results.iter().find(|result| result["id"] == *id).unwrap();
+    for (number, (outcome, _)) in endings.iter().enumerate() {
+        let left = find(format!("leaves-{number}"));
+        assert_eq!(left["outcome"], *outcome, "{left}");
+        let looked = find(format!("looks-{number}"));
+        assert_eq!(
+            (&looked["outcome"], &looked["stdout"]["text"]),
+            (&json!("succeeded"), &json!("")),
+            "{looked}"
+        );
+    }
+    let lives: HashSet<_> = results.iter().map(|result| result["generation"].as_str().unwrap()).collect();
+    assert_eq!(lives.len(), 2 * endings.len());
+    assert_eq!(place.node.leftovers(), [""; 0]);
 }
