@@ -26,7 +26,6 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 struct State {
     /// Both ends of each connection, newest last.
     open: Vec<TcpStream>,
