@@ -65,6 +65,7 @@ pub(crate) async fn store(bed: &mut impl SharedBed) {
     a_job_that_another_has_is_busy(bed).await;
     a_dead_hosts_job_is_taken_over_when_its_lease_is_over(bed).await;
     a_host_that_was_started_again_has_its_jobs_at_once(bed).await;
+    what_a_dead_host_says_late_changes_nothing(bed).await;
     an_id_belongs_to_the_first_body(bed).await;
     a_cancellation_comes_from_any_host(bed).await;
     one_of_two_gets_the_job(bed).await;
@@ -146,6 +147,19 @@ async fn a_host_that_was_started_again_has_its_jobs_at_once(bed: &mut impl Share
     let a = bed.restart(a).await;
     let attempt = begin(&a, "a").await;
     assert!(attempt.interrupted && attempt.number == 2, "{attempt:?}");
+}
+
+async fn what_a_dead_host_says_late_changes_nothing(bed: &mut impl SharedBed) {
+    bed.fresh(LONG).await;
+    let a = bed.host().await;
+    let old = begin(&a, "a").await;
+    let ghost = a.clone();
+    let b = bed.restart(a).await;
+    let new = begin(&b, "a").await;
+    ghost.release(old).await.unwrap();
+    assert_eq!(b.state(&key("a")).await.unwrap(), Some(JobState::Begun { attempt: 2 }));
+    assert!(is_busy(&b, "a").await);
+    assert_eq!(b.finish(new, &result("a", Outcome::Succeeded)).await.unwrap(), Finished::Stored);
 }
 
 async fn an_id_belongs_to_the_first_body(bed: &mut impl SharedBed) {

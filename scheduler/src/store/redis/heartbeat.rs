@@ -97,7 +97,7 @@ impl Shared {
         self.commands.ask(&cmd("PING")).await
     }
 
-    async fn disown(&self, job: &JobKey, name: &str, epoch: u64) -> Result<bool, RedisStoreError> {
+    pub(super) async fn disown(&self, job: &JobKey, name: &str, epoch: u64) -> Result<bool, RedisStoreError> {
         let mut ask = scripts::DISOWN.prepare_invoke();
         ask.key(self.keys.job(job)).key(&self.keys.begun);
         ask.arg(epoch).arg(self.instance.as_deref().unwrap_or_default()).arg(name);

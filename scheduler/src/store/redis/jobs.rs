@@ -107,7 +107,7 @@ impl Store for RedisStore {
             let (next, page): (u64, Vec<(String, String)>) = shared.commands.ask(&ask).await?;
             for job in page.iter().filter_map(|(name, _)| name.parse().ok()) {
                 // A scan may come by one entry twice.
-                if jobs.len() < most && !jobs.contains(&job) {
+                if jobs.len() < most && !jobs.contains(&job) && shared.remembers(&job).await? {
                     jobs.push(job);
                 }
             }
@@ -146,6 +146,17 @@ impl Shared {
             "late" => None,
             other => return Err(unknown(other)),
         })
+    }
+
+    /// Whether a job that began is still remembered. If not, nobody will come for it any more, and its entry goes.
+    async fn remembers(&self, job: &JobKey) -> Result<bool, RedisStoreError> {
+        let mut ask = cmd("EXISTS");
+        ask.arg(self.keys.job(job));
+        if self.commands.ask(&ask).await? {
+            return Ok(true);
+        }
+        self.disown(job, &name(job), 0).await?;
+        Ok(false)
     }
 
     fn release(&self, job: &JobKey, epoch: u64) -> ScriptInvocation<'static> {

@@ -4,6 +4,7 @@ mod bed;
 mod claims;
 mod hosts;
 mod output;
+mod tls;
 
 use self::bed::Bed;
 

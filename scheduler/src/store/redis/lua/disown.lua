@@ -7,6 +7,6 @@ if job[1] == 'begun' and job[2] == ARGV[1] and job[3] == ARGV[2] then
   redis.call('HSET', KEYS[2], ARGV[3], ' ' .. ARGV[1] .. ' ')
   return 1
 end
--- The job was forgotten before its entry here.
+-- The job was forgotten (its time was over) and its entry here was not.
 if not job[1] then redis.call('HDEL', KEYS[2], ARGV[3]) end
 return 0

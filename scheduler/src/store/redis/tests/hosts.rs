@@ -147,6 +147,27 @@ async fn an_attempt_that_its_owner_does_not_know_is_given_up() {
 }
 
 #[tokio::test]
+async fn an_attempt_newer_than_any_that_redis_knows_gives_the_job_its_result() {
+    let test = "an_attempt_newer_than_any_that_redis_knows_gives_the_job_its_result";
+    let Some(mut bed) = Bed::start(test) else { return };
+    bed.begin_anew(LONG);
+    let store = bed.one_more();
+    for (id, ask) in [("forgotten", "DEL"), ("fallen back", "HSET")] {
+        let job = key(&id.replace(' ', "-"));
+        let attempt = begin(&store, &job).await;
+        let mut fall = redis::cmd(ask);
+        fall.arg(store.shared.keys.job(&job));
+        if ask == "HSET" {
+            fall.arg("epoch").arg(attempt.epoch - 1).arg("owner").arg("somebody");
+        }
+        store.shared.commands.ask::<u64>(&fall).await.unwrap();
+        assert_eq!(store.finish(attempt, &result(&job.id)).await.unwrap(), Finished::Stored, "{id}");
+        assert_eq!(store.begin(&job, &BodyDigest::of(b"")).await.unwrap(), Begun::Over, "{id}");
+        assert_eq!(store.begin(&job, &BodyDigest::of(b"other")).await.unwrap(), Begun::Taken, "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_job_is_known_from_when_it_was_sent() {
     let Some(mut bed) = Bed::start("a_job_is_known_from_when_it_was_sent") else { return };
     bed.begin_anew(LONG);
@@ -172,6 +193,18 @@ async fn results_expire_before_outcomes_do() {
     until("the result is gone", async || store.result(&key("job")).await.unwrap().is_none()).await;
     assert_eq!(store.state(&key("job")).await.unwrap(), Some(JobState::Over { outcome: Outcome::Failed }));
     assert_eq!(store.begin(&key("job"), &BodyDigest::of(b"")).await.unwrap(), Begun::Over);
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_came_for_is_forgotten_in_its_time() {
+    let Some(mut bed) = Bed::start("a_job_that_nobody_came_for_is_forgotten_in_its_time") else { return };
+    bed.begin_anew(LONG);
+    let settings = RedisSettings { outcomes_for: Duration::from_millis(300), ..bed.settings() };
+    let store = RedisStore::open(settings, "instance", HostFacts::default()).unwrap();
+    begin(&store, &key("job")).await;
+    until("it is forgotten", async || store.unfinished(10).await.unwrap().is_empty()).await;
+    assert_eq!(store.running().await.unwrap(), []);
+    assert_eq!(store.state(&key("job")).await.unwrap(), None);
 }
 
 #[tokio::test]
