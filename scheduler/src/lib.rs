@@ -8,9 +8,11 @@
 //! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
 //! - [`Batch`]: a file of jobs, run to its end on this machine.
 //! - [`Service`]: one host of many, for as long as it runs.
+//! - [`ArtifactStore`]: the files that jobs leave, for any host to fetch.
 //! - [`control`]: how other processes ask a live one.
 
 mod admit;
+mod artifacts;
 mod batch;
 mod board;
 pub mod config;
@@ -33,6 +35,7 @@ mod store;
 mod tally;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
+pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};
 pub use batch::{Batch, BatchError, Plan, Running};
 pub use board::{Board, RunningJob};
 pub use dispatch::{DispatchError, Dispatcher, Runner};

@@ -31,5 +31,6 @@ pub use progress::{Phase, Progress};
 pub use result::{
     Artifact, ErrorReport, JobResult, ObservedBy, Outcome, Phases, SkippedArtifact, Text, UsageReport, causes,
 };
+pub use traffic::printable;
 pub use units::Size;
 pub use worker::{Company, Settings, Worker};

@@ -60,7 +60,8 @@ pub(crate) async fn frame_or_credit(
 }
 
 /// Shows bytes from a sandbox to people: one line, and nothing that a terminal would obey.
-pub(crate) fn printable(bytes: &[u8]) -> String {
+#[must_use]
+pub fn printable(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
