@@ -18,8 +18,8 @@
 //!
 //! 1. *That an attempt began.* Its owner says so again (`lua/restore.lua`). If the job is begun elsewhere before that,
 //!    the later attempt has the greater epoch (it is made from time, so one that was forgotten is not given out a
-//!    second time), and the first ends `Stale`: one result. If it ends before it is restored, its epoch is greater than
-//!    what Redis knows, which no stale one can be: it is stored.
+//!    second time), and the first ends `Stale`: one result. An attempt that ends with an epoch greater than any that
+//!    Redis knows was forgotten and not restored, for no stale one can have that: its result is stored.
 //! 2. *That an attempt took a dead one's job over.* The same: the newer epoch is restored, or wins by being greater.
 //! 3. *A result.* Its owner stores it again. It was told that the result stands and may have published it, so this
 //!    one wins even over an attempt that began since, and that attempt will end `Stale`. Only if the job was begun *and ended*
