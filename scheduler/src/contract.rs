@@ -22,7 +22,7 @@ const NOTHING: Duration = Duration::from_millis(100);
 /// Where a queue is tested.
 pub(crate) trait QueueBed {
     type Queue: Queue;
-    /// A queue with these jobs, in this order, and no more to come.
+    /// A queue with these jobs, in this order, and no more to come: it ends with the last.
     fn with(&mut self, ids: &[&str]) -> impl Future<Output = Self::Queue>;
     /// The same queue after its process died.
     fn reopen(&mut self, queue: Self::Queue) -> impl Future<Output = Self::Queue>;

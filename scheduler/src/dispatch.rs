@@ -28,7 +28,7 @@ use crate::{
     failpoint,
     key::JobKey,
     policy::Policies,
-    queue::{Pulled, Queue, QueueError, Requeue},
+    queue::{NoJob, Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
     stop::{Stage, Stop, Stopper},
     store::{Attempt, Begun, Finished, Store, StoreError},
@@ -295,7 +295,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             |outcome, report| Ok(JobResult::never_started(&key.id, &key.tenant, outcome, report));
         let job = match job {
             Ok(job) => job,
-            Err(report) => return without_run(Outcome::Rejected, report),
+            Err(NoJob { outcome, report }) => return without_run(outcome, report),
         };
         let (idempotent, max_attempts) = (job.idempotent, job.max_attempts.unwrap_or(retry::MAX_ATTEMPTS));
         let origin =
@@ -441,7 +441,7 @@ type Forecast = HashMap<String, u64>;
 
 /// A job as it came.
 struct Came {
-    job: Result<Job, ErrorReport>,
+    job: Result<Job, NoJob>,
     tier: Option<Tier>,
     queued: Duration,
 }

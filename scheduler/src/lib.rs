@@ -5,6 +5,7 @@
 //! - [`config`]: what an operator decides.
 //! - [`Queue`] and [`Store`]: where jobs come from, and where their results go. The embedded ones serve a batch,
 //!   [`redis`] several hosts.
+//! - [`broker`]: what must be on RabbitMQ; [`AmqpQueue`] pulls jobs from there.
 //! - [`Dispatcher`]: pulls, admits, runs, stores, retries.
 //! - [`Batch`]: a file of jobs, run to its end on this machine.
 //! - [`Service`]: one host of many, for as long as it runs.
@@ -15,6 +16,7 @@ mod admit;
 mod artifacts;
 mod batch;
 mod board;
+pub mod broker;
 pub mod config;
 #[cfg(test)]
 mod contract;
@@ -43,7 +45,10 @@ pub use intake::{Defaults, IntakeError};
 pub use journal::JournalError;
 pub use key::{BadKey, BodyDigest, JobKey};
 pub use policy::{Policies, Policy};
-pub use queue::{Backlog, Pulled, Queue, QueueError, Requeue};
+pub use queue::{
+    AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Backlog, Counts, NoJob, Pulled, Queue, QueueError,
+    Requeue,
+};
 pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};
 pub use service::{Service, Shown};

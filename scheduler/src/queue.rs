@@ -4,13 +4,17 @@
 //! [`Queue::requeue`]. One that is dropped, or whose process dies, is delivered again to whoever pulls next,
 //! so a job is started at least once; that it has one result is the store's to see to.
 
+pub(crate) mod amqp;
 pub(crate) mod embedded;
+mod fair;
+
+pub use self::amqp::{AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Counts};
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
 use pool::{Tier, Want};
 use thiserror::Error;
-use worker::{ErrorReport, Job, JobResult};
+use worker::{ErrorReport, Job, JobResult, Outcome};
 
 use crate::key::{BodyDigest, JobKey};
 
@@ -54,12 +58,28 @@ pub struct Pulled<D> {
     pub key: JobKey,
     /// What came, byte for byte: the same job sent twice has the same.
     pub body: BodyDigest,
-    /// The job, or why what came is none.
-    pub job: Result<Job, ErrorReport>,
+    /// The job, or how it ends without being run.
+    pub job: Result<Job, NoJob>,
     /// The tier whose jobs come this way, where ways differ by tier.
     pub tier: Option<Tier>,
     /// How long it waited here.
     pub queued: Duration,
+}
+
+/// What came is nothing that could be run: what its sender is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoJob {
+    /// How it ends.
+    pub outcome: Outcome,
+    /// Why.
+    pub report: ErrorReport,
+}
+
+impl From<ErrorReport> for NoJob {
+    /// What is malformed is rejected.
+    fn from(report: ErrorReport) -> Self {
+        Self { outcome: Outcome::Rejected, report }
+    }
 }
 
 /// Why a job goes back.

@@ -201,6 +201,7 @@ impl EmbeddedQueue {
             read.map_err(|error| QueueError::Failed(Box::new(error)))?
         };
         let queued = self.opened.elapsed();
+        let job = job.map_err(Into::into);
         Ok(Pulled { delivery: Delivery { number }, key, body, job, tier: None, queued })
     }
 }

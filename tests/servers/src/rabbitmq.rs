@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 /// The user that every broker has, with all rights.
 const ADMIN: &str = "admin";
+/// How often a call is tried.
+const CALLS: u32 = 40;
 /// How often another set of ports is tried.
 const TRIES: u32 = 3;
 
@@ -65,6 +67,7 @@ pub struct RabbitMq {
 #[derive(Debug, Clone, Copy)]
 struct Ports {
     amqp: u16,
+    amqps: u16,
     epmd: u16,
     dist: u16,
 }
@@ -89,7 +92,12 @@ impl RabbitMq {
                 version,
                 root: root.clone(),
                 scratch: Scratch::new("rabbitmq")?,
-                ports: Ports { amqp: free_port()?, epmd: free_port()?, dist: free_port()? },
+                ports: Ports {
+                    amqp: free_port()?,
+                    amqps: free_port()?,
+                    epmd: free_port()?,
+                    dist: free_port()?,
+                },
                 running: Mutex::new(None),
             };
             broker.prepare()?;
@@ -124,6 +132,13 @@ impl RabbitMq {
         self.ports.amqp
     }
 
+    /// The port on 127.0.0.1 on which it speaks AMQP over TLS, and the certificate of its authority, which is for the name
+    /// `localhost`.
+    #[must_use]
+    pub fn tls(&self) -> (u16, PathBuf) {
+        (self.ports.amqps, self.path("certificate.pem"))
+    }
+
     /// The user with all rights, and its password.
     #[must_use]
     pub fn admin(&self) -> (&'static str, &'static str) {
@@ -147,10 +162,21 @@ impl RabbitMq {
 
     /// Has the broker evaluate Erlang, which is a hundred times faster than [`Self::ctl`].
     pub fn eval(&self, expressions: &str) -> io::Result<String> {
-        let mut call = Command::new("erl_call");
-        call.args(["-c", &self.cookie(), "-n", &self.node(), "-e"]);
-        call.env("ERL_EPMD_PORT", self.ports.epmd.to_string()).env("HOME", self.scratch.path());
-        let answer = output(call, &format!("{expressions}\n"))?;
+        let mut tries = 0;
+        let answer = loop {
+            let mut call = Command::new("erl_call");
+            // Two calls at once must not have one name.
+            call.args(["-r", "-c", &self.cookie(), "-n", &self.node(), "-e"]);
+            call.env("ERL_EPMD_PORT", self.ports.epmd.to_string()).env("HOME", self.scratch.path());
+            tries += 1;
+            match output(call, &format!("{expressions}\n")) {
+                // Nothing was evaluated. With several calls at once it happens to a node that is well.
+                Err(error) if tries < CALLS && error.to_string().contains("failed to connect") => {
+                    sleep(PAUSE);
+                }
+                answered => break answered?,
+            }
+        };
         match answer.strip_prefix("{ok, ") {
             Some(rest) if !rest.starts_with("{error") => Ok(rest.trim_end_matches('}').to_owned()),
             _ => Err(io::Error::other(format!("`{expressions}` was answered by {answer}"))),
@@ -223,6 +249,7 @@ impl RabbitMq {
         fs::write(self.path("plugins"), "[].\n")?;
         // How often a channel looks for deliveries that are held too long; a minute otherwise.
         fs::write(self.path("advanced.config"), "[{rabbit, [{channel_tick_interval, 1000}]}].\n")?;
+        self.make_certificate()?;
         fs::write(
             self.path("rabbitmq.conf"),
             format!(
@@ -234,10 +261,27 @@ impl RabbitMq {
                  disk_free_limit.absolute = 1MB\n\
                  log.console = true\n\
                  log.console.level = warning\n\
-                 log.file = false\n",
-                self.ports.amqp
+                 log.file = false\n\
+                 listeners.ssl.default = 127.0.0.1:{}\n\
+                 ssl_options.certfile = {certificate}\n\
+                 ssl_options.keyfile = {key}\n",
+                self.ports.amqp,
+                self.ports.amqps,
+                certificate = self.path("certificate.pem").display(),
+                key = self.path("key.pem").display(),
             ),
         )
+    }
+
+    /// One that vouches for itself, so it is its own authority.
+    fn make_certificate(&self) -> io::Result<()> {
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+        command.args(["-days", "2", "-subj", "/CN=localhost"]);
+        command.args(["-addext", "subjectAltName=DNS:localhost"]);
+        command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        command.arg("-keyout").arg(self.path("key.pem")).arg("-out").arg(self.path("certificate.pem"));
+        output(command, "").map(|_| ())
     }
 
     /// One of RabbitMQ's programs, for this node.

@@ -1,0 +1,181 @@
+//! What the queue knows, whichever connection it has.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{AmqpOptions, counts::Tally, decode::Way, delivery::AmqpDelivery, direct::DirectReplies};
+use crate::{
+    broker::{
+        Health, Lane, Settings,
+        names::{BELL, RETURNED, UNROUTABLE, tenant_of_exchange},
+    },
+    queue::fair::{self, Fair, LaneNumber, Right},
+};
+
+/// The state.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(super) options: AmqpOptions,
+    lanes: Vec<(Way, String)>,
+    by_queue: HashMap<String, LaneNumber>,
+    /// Where a routing key leads, by exchange.
+    routes: HashMap<(String, String), LaneNumber>,
+    fair: Mutex<Fair>,
+    held: Mutex<Vec<Held>>,
+    /// Deliveries in somebody's hands.
+    pub(super) out: AtomicUsize,
+    pub(super) paused: AtomicBool,
+    /// There may be something to pull, or somebody who can take it.
+    pub(super) changed: Notify,
+    /// Nothing is known to wait, so the bell may ring again.
+    pub(super) idle: Notify,
+    /// Look at all lanes now.
+    pub(super) sweep: Notify,
+    /// The epoch in which all lanes were looked at last, and how often they were.
+    pub(super) swept: watch::Sender<u64>,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) tally: Tally,
+    pub(super) direct: DirectReplies,
+}
+
+/// A job that cannot be started yet.
+#[derive(Debug)]
+struct Held {
+    until: Instant,
+    delivery: AmqpDelivery,
+}
+
+impl State {
+    pub(super) fn new(settings: &Settings, options: AmqpOptions) -> Self {
+        let topology = options.topology();
+        let (mut lanes, mut ways, mut rights) = (Vec::new(), Vec::new(), Vec::new());
+        for tenant in &options.tenants {
+            let share = rights.len();
+            rights.push(Right { weight: tenant.weight, most: tenant.max_running });
+            let own = topology.lanes().filter(|lane| lane.tenant == tenant.name);
+            for lane in own.filter(|lane| options.tiers.contains(&lane.tier)) {
+                ways.push(fair::Way { share, high: lane.high });
+                lanes.push((Way::Lane(lane.clone()), lane.queue()));
+            }
+        }
+        // These need no sandbox, and are nobody's: a flood of them has the share of one tenant.
+        for (way, queue) in [(Way::Unroutable, UNROUTABLE), (Way::Returned, RETURNED)] {
+            ways.push(fair::Way { share: rights.len(), high: false });
+            rights.push(Right { weight: 1, most: None });
+            lanes.push((way, queue.to_owned()));
+        }
+        let by_queue: HashMap<_, _> =
+            lanes.iter().enumerate().map(|(number, (_, queue))| (queue.clone(), number)).collect();
+        let routes = topology
+            .queue_bindings()
+            .filter_map(|(exchange, key, queue)| {
+                Some(((exchange.to_owned(), key.to_owned()), *by_queue.get(queue)?))
+            })
+            .collect();
+        Self {
+            options,
+            fair: Mutex::new(Fair::new(rights, &ways)),
+            lanes,
+            by_queue,
+            routes,
+            held: Mutex::default(),
+            out: AtomicUsize::new(0),
+            paused: AtomicBool::new(false),
+            changed: Notify::new(),
+            idle: Notify::new(),
+            sweep: Notify::new(),
+            swept: watch::Sender::new(0),
+            health: watch::Sender::new(Health::default()),
+            tally: Tally::default(),
+            direct: DirectReplies::new(settings.clone()),
+        }
+    }
+
+    pub(super) fn fair(&self) -> MutexGuard<'_, Fair> {
+        // Nothing panics between two halves of a change.
+        self.fair.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    pub(super) fn queue_of(&self, lane: LaneNumber) -> &str {
+        &self.lanes[lane].1
+    }
+
+    pub(super) fn way_of(&self, lane: LaneNumber) -> &Way {
+        &self.lanes[lane].0
+    }
+
+    pub(super) fn waiting(&self) -> Vec<(Lane, u64)> {
+        let fair = self.fair();
+        let lane = |(number, (way, _)): (usize, &(Way, String))| match way {
+            Way::Lane(lane) => Some((lane.clone(), fair.waiting_in(number))),
+            Way::Unroutable | Way::Returned => None,
+        };
+        self.lanes.iter().enumerate().filter_map(lane).collect()
+    }
+
+    /// The lane that a ring means: of a job as it was sent, of one that was given up, or of one that was put back.
+    pub(super) fn rung(&self, exchange: &str, key: &str) -> Option<LaneNumber> {
+        if exchange == BELL {
+            return self.by_queue.get(key).copied();
+        }
+        if exchange == RETURNED {
+            return self.by_queue.get(RETURNED).copied();
+        }
+        let route = self.routes.get(&(exchange.to_owned(), key.to_owned())).copied();
+        // A key that leads to a tier that is not ours is no key that leads nowhere; looking there does no harm.
+        route.or_else(|| tenant_of_exchange(exchange).and_then(|_| self.by_queue.get(UNROUTABLE).copied()))
+    }
+
+    /// Keeps a job until it may be tried again. Gives it back if too many are kept.
+    pub(super) fn hold(&self, mut delivery: AmqpDelivery, pause: Duration) -> Option<AmqpDelivery> {
+        let mut held = self.held();
+        if held.len() >= self.options.held_most {
+            return Some(delivery);
+        }
+        // It runs no more, so another of its tenant's may.
+        delivery.rest();
+        held.push(Held { until: Instant::now() + pause, delivery });
+        drop(held);
+        self.changed.notify_one();
+        None
+    }
+
+    /// A job whose time has come; else when the next one's does.
+    pub(super) fn take_held(&self) -> Result<AmqpDelivery, Option<Instant>> {
+        let mut held = self.held();
+        // Those of a session that is over are somebody else's.
+        held.retain(|held| held.delivery.lives());
+        let next = held
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, held)| held.until)
+            .map(|(place, held)| (place, held.until));
+        match next {
+            Some((place, until)) if until <= Instant::now() => Ok(held.swap_remove(place).delivery),
+            next => Err(next.map(|(_, until)| until)),
+        }
+    }
+
+    pub(super) fn holds_none(&self) -> bool {
+        self.held().is_empty()
+    }
+}
