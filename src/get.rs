@@ -82,6 +82,11 @@ impl LocalFiles {
         Self { given: vec![0; gets.len()], gets, current: None }
     }
 
+    /// Writes each file below a directory, under its whole path in the sandbox.
+    pub(crate) fn below(directory: &Path) -> Self {
+        Self::new(vec![Get { path: String::new(), local: directory.to_owned() }])
+    }
+
     /// The paths that gave no file at all.
     pub(crate) fn without_any(&self) -> impl Iterator<Item = &str> {
         self.gets.iter().zip(&self.given).filter(|(_, given)| **given == 0).map(|(get, _)| get.path.as_str())

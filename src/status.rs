@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use scheduler::{
-    JobState,
+    JobKey, JobState,
     control::{
         Answer, Ask, JobStatus, Status,
         client::{ask, live},
@@ -16,7 +16,7 @@ use scheduler::{
     shown,
 };
 
-use crate::{complaint::remark, node::Places};
+use crate::{complaint::remark, node::Places, remote, services::carry_out};
 
 /// Show what the mayflies that run now are doing, or where one job stands.
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &StatusArgs, places: &Places, out: &mut impl Write) -> i
     let sockets = live(&places.run_dir)?;
     match &args.job {
         None => all(&sockets, args.json, out),
-        Some(job) => one(&sockets, job, args.json, out),
+        Some(job) => one(&sockets, job, args.json, places, out),
     }
 }
 
@@ -84,11 +84,23 @@ fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn one(sockets: &[PathBuf], job: &str, json: bool, out: &mut impl Write) -> io::Result<ExitCode> {
+fn one(
+    sockets: &[PathBuf],
+    job: &str,
+    json: bool,
+    places: &Places,
+    out: &mut impl Write,
+) -> io::Result<ExitCode> {
     let question = Ask::Job { job: job.to_owned() };
     let known: Vec<JobStatus> = answers(sockets, &question)
         .filter_map(|answer| if let Answer::Job { job } = answer { job } else { None })
         .collect();
+    if let (true, Ok(key)) = (known.is_empty(), job.parse::<JobKey>())
+        && let Ok(config) = places.config()
+        && config.store.is_some()
+    {
+        return Ok(carry_out(remote::show(&config, &key, json)));
+    }
     if json {
         serde_json::to_writer_pretty(&mut *out, &known)?;
         writeln!(out)?;

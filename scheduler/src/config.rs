@@ -3,6 +3,7 @@
 //!
 //! What is left out has a default. What is unknown or cannot be is refused, with the line and what to do.
 
+mod artifacts;
 mod pool;
 mod services;
 mod tenants;
@@ -19,11 +20,12 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use self::{
+    artifacts::{ArtifactsPart, S3Part},
     pool::{Class, Keep, PoolPart},
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
 };
-use crate::{key::is_name, policy::Policies};
+use crate::{key::is_name, policy::Policies, queue::AmqpTenant};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -35,6 +37,8 @@ pub struct Config {
     pub broker: Option<BrokerPart>,
     /// The state that hosts share.
     pub store: Option<StorePart>,
+    /// The files that jobs leave.
+    pub artifacts: Option<ArtifactsPart>,
     /// How many sandboxes there are.
     pub pool: PoolPart,
     /// Limits of which sandboxes are made ahead, by name.
@@ -103,6 +107,9 @@ impl Config {
     /// Checks what the types alone do not say.
     fn check(&self) -> Result<(), ConfigError> {
         self.serve.check()?;
+        if let Some(artifacts) = &self.artifacts {
+            artifacts.check()?;
+        }
         self.pool.check(&self.classes)?;
         for (name, class) in &self.classes {
             class.limits().check().map_err(|error| ConfigError::Class { class: name.clone(), error })?;
@@ -120,9 +127,26 @@ impl Config {
     /// What the jobs of each tenant may ask for.
     #[must_use]
     pub fn policies(&self) -> Policies {
-        let default = self.defaults.policy();
+        let mut default = self.defaults.policy();
+        if let Some(broker) = &self.broker {
+            default.longest_timeout = default.longest_timeout.min(broker.longest_job());
+        }
         let tenants = self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.policy(&default)));
         Policies::new(default.clone(), tenants.collect())
+    }
+
+    /// The tenants, as the queue takes them.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<AmqpTenant> {
+        self.tenants
+            .iter()
+            .map(|(name, tenant)| AmqpTenant {
+                name: name.clone(),
+                floor: self.floor(name),
+                weight: tenant.weight.unwrap_or(1),
+                max_running: tenant.max_running,
+            })
+            .collect()
     }
 
     /// The limits of which sandboxes are made ahead.

@@ -8,9 +8,10 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use pool::{KindStatus, Want};
 use tokio::{task::JoinSet, time::sleep};
-use worker::{Assignment, Cancelled, Company, Discard, JobResult, Progress, Worker};
+use worker::{Assignment, Cancelled, Company, Discard, JobResult, Progress, Worker, causes};
 
 use crate::{
+    artifacts::ArtifactStore,
     board::Board,
     control::{Control, Identity},
     dispatch::{DispatchError, Dispatcher, Runner},
@@ -24,17 +25,21 @@ use crate::{
 /// How often it is looked whether processes of this node have died.
 const BURIALS: Duration = Duration::from_secs(1);
 
+/// How often artifacts that are past their time are looked for.
+const SWEEPS: Duration = Duration::from_secs(60 * 60);
+
 /// A host at work.
 #[derive(Debug)]
 pub struct Service<Q> {
     engine: Arc<Dispatcher<Q, RedisStore, Shown>>,
 }
 
-/// Runs jobs, and shows what they write to whoever follows them.
+/// Runs jobs, shows what they write to whoever follows them, and keeps the files that they leave.
 #[derive(Debug)]
 pub struct Shown {
     worker: Worker,
     store: RedisStore,
+    artifacts: Option<ArtifactStore>,
 }
 
 impl Runner for Shown {
@@ -47,7 +52,23 @@ impl Runner for Shown {
             progress,
             ..Company::default()
         };
-        self.worker.work(job, company, &mut Discard, cancelled).await
+        let Some(artifacts) = self.artifacts.as_ref().filter(|_| !job.artifacts.is_empty()) else {
+            return self.worker.work(job, company, &mut Discard, cancelled).await;
+        };
+        match artifacts.of_job(&key, job.attempt) {
+            Ok(mut kept) => {
+                let mut result = self.worker.work(job, company, &mut kept, cancelled).await;
+                if let Err(error) = kept.seal().await {
+                    result.notes.push(format!("the artifacts could not be kept: {}", causes(&error)));
+                }
+                result
+            }
+            Err(error) => {
+                let mut result = self.worker.work(job, company, &mut Discard, cancelled).await;
+                result.notes.push(format!("the artifacts could not be kept: {}", causes(&error)));
+                result
+            }
+        }
     }
 
     fn expect(&self, want: &Want, jobs: usize) {
@@ -60,10 +81,17 @@ impl Runner for Shown {
 }
 
 impl<Q: Queue> Service<Q> {
-    /// A host with `slots` jobs at once. The store is that of the worker's pool's instance.
+    /// A host with `slots` jobs at once. The store is that of the worker's pool's instance. Without an artifact store the
+    /// files that jobs leave are listed and not kept.
     #[must_use]
-    pub fn new(queue: Q, store: RedisStore, worker: Worker, policies: Policies, slots: usize) -> Self {
-        let shown = Shown { worker, store: store.clone() };
+    pub fn new(
+        queue: Q,
+        (store, artifacts): (RedisStore, Option<ArtifactStore>),
+        worker: Worker,
+        policies: Policies,
+        slots: usize,
+    ) -> Self {
+        let shown = Shown { worker, store: store.clone(), artifacts };
         Self { engine: Arc::new(Dispatcher::new(queue, store, shown, policies, slots)) }
     }
 
@@ -72,6 +100,7 @@ impl<Q: Queue> Service<Q> {
         let mut beside = JoinSet::new();
         beside.spawn(hear_cancellations(Arc::clone(&self.engine)));
         beside.spawn(bury_the_dead(Arc::clone(&self.engine)));
+        beside.spawn(sweep_artifacts(Arc::clone(&self.engine)));
         let ran = self.engine.run(stopper, stop).await;
         beside.shutdown().await;
         ran
@@ -132,5 +161,16 @@ async fn bury_the_dead<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) 
             }
         }
         sleep(BURIALS).await;
+    }
+}
+
+async fn sweep_artifacts<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+    let Some(artifacts) = engine.runner().artifacts.clone() else { return };
+    loop {
+        sleep(SWEEPS).await;
+        match artifacts.sweep().await {
+            Ok(swept) => tracing::info!(?swept, "artifacts that were past their time are gone"),
+            Err(error) => tracing::warn!(%error, "cannot look for artifacts that are past their time"),
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! what a parallel one, or another program on this machine, is using. A node that goes out of scope checks that
 //! nothing is left.
 
+mod cluster;
 mod host;
 mod images;
 mod node;
@@ -13,6 +14,7 @@ mod tiers;
 mod wait;
 
 pub(crate) use self::{
+    cluster::{Cluster, script},
     host::Sandbox,
     node::Node,
     process::{Finished, Mayfly, Running},

@@ -101,6 +101,19 @@ pub enum Trust {
     Hostile,
 }
 
+impl Trust {
+    /// The word, as jobs and routing keys write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted",
+            Self::Internal => "internal",
+            Self::Untrusted => "untrusted",
+            Self::Hostile => "hostile",
+        }
+    }
+}
+
 /// Which jobs of one tenant go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -86,6 +86,12 @@ impl Credential {
     }
 }
 
+impl Credential {
+    pub(crate) fn into_inner(self) -> String {
+        self.0
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(a password)")

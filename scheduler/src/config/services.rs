@@ -6,6 +6,17 @@ use pool::Tier;
 use serde::Deserialize;
 
 use super::{ConfigError, some_time};
+use crate::{
+    broker::{self, BadSettings, Credential},
+    store::redis::{RedisAddress, RedisSettings},
+};
+
+/// Where the passwords are that are in no file.
+const BROKER_PASSWORD: &str = "MAYFLY_BROKER_PASSWORD";
+const STORE_PASSWORD: &str = "MAYFLY_STORE_PASSWORD";
+
+/// What a job is held for beside its run: the wait for a sandbox, its artifacts, its result.
+const HELD_BESIDE: Duration = Duration::from_secs(5 * 60);
 
 /// What this host does for the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -30,6 +41,9 @@ pub struct BrokerPart {
     pub password_file: Option<PathBuf>,
     /// Certificates of the authorities that the broker's is checked against, in PEM. The system's if missing.
     pub ca_file: Option<PathBuf>,
+    /// How long the broker lets a host hold a job: its `consumer_timeout`.
+    #[serde(default = "half_an_hour", with = "humantime_serde")]
+    pub consumer_timeout: Duration,
 }
 
 /// The state that hosts share.
@@ -70,6 +84,75 @@ impl ServePart {
         }
         some_time("serve.drain", self.drain)
     }
+}
+
+impl BrokerPart {
+    /// As the broker's client takes it, with the password.
+    pub fn settings(&self) -> Result<broker::Settings, BadSettings> {
+        let credential = Credential::find(self.password_file.as_deref(), BROKER_PASSWORD)?;
+        let mut settings = broker::Settings::new(&self.url, &credential)?;
+        settings.consumer_timeout = self.consumer_timeout;
+        match &self.ca_file {
+            Some(file) => settings.with_ca_file(file),
+            None => Ok(settings),
+        }
+    }
+
+    /// The longest that a job may run: the broker takes back what is held for longer.
+    #[must_use]
+    pub fn longest_job(&self) -> Duration {
+        self.consumer_timeout.saturating_sub(HELD_BESIDE).max(self.consumer_timeout / 2)
+    }
+}
+
+impl StorePart {
+    /// As the store takes it, with the password. A Redis on loopback may have none.
+    pub fn settings(&self) -> Result<RedisSettings, BadSettings> {
+        let (url, user) = without_user(&self.url);
+        if user.is_some_and(|user| user.contains(':')) {
+            return Err(BadSettings::Url(
+                "store.url has a password in it; put that into a file (store.password_file) or the environment"
+                    .to_owned(),
+            ));
+        }
+        let password = match (&self.password_file, std::env::var(STORE_PASSWORD)) {
+            (Some(file), _) => Some(Credential::find(Some(file), STORE_PASSWORD)?),
+            (None, Ok(password)) if !password.is_empty() => Some(Credential::new(password)),
+            (None, _) => None,
+        };
+        let address = RedisAddress {
+            user: user.filter(|user| !user.is_empty()).map(ToOwned::to_owned),
+            password: password.map(Credential::into_inner),
+            certificates: self.ca_file.clone(),
+            ..RedisAddress::new(url)
+        };
+        let usual = RedisSettings::new(address);
+        Ok(RedisSettings {
+            prefix: self.prefix.clone(),
+            lease: self.lease,
+            results_for: self.result_ttl,
+            // An id stays taken for longer than its result can be read.
+            outcomes_for: usual.outcomes_for.max(self.result_ttl),
+            ..usual
+        })
+    }
+}
+
+/// The URL without its user, and the user.
+fn without_user(url: &str) -> (String, Option<&str>) {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (user, host) = rest[..end].rsplit_once('@')?;
+        Some((format!("{scheme}://{host}{}", &rest[end..]), user))
+    });
+    match parts {
+        Some((url, user)) => (url, Some(user)),
+        None => (url.to_owned(), None),
+    }
+}
+
+fn half_an_hour() -> Duration {
+    Duration::from_secs(30 * 60)
 }
 
 fn prefix() -> String {

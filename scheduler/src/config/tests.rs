@@ -81,6 +81,8 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("[tenants.a]\nweight = 0", &["tenants.a.weight", "from 1 to 1000"]),
         ("[tenants.a]\nmax_running = 0", &["tenants.a.max_running", "wait for ever"]),
         ("[broker]\nport = 1", &["unknown field `port`"]),
+        ("[artifacts]\nretention = '1h'", &["artifacts", "either folder or"]),
+        ("[artifacts]\nfolder = '/a'\nretention = '0s'", &["artifacts.retention", "no time at all"]),
         ("= 1", &["line 1"]),
     ];
     for (text, expected) in table {

@@ -104,12 +104,13 @@ impl Node {
     }
 }
 
-/// What a node's data directory holds beside images and the ledger.
+/// What a node's data directory holds beside images, the ledger and the place where artifacts arrive.
 fn files(data: &Path) -> Vec<String> {
     let entries = fs::read_dir(data).unwrap().flatten();
-    let others =
-        entries.filter(|entry| !["images", "ledger"].iter().any(|known| entry.file_name() == *known));
-    others.map(|entry| format!("file {}", entry.path().display())).collect()
+    let others = entries
+        .filter(|entry| !["images", "ledger", "arriving"].iter().any(|known| entry.file_name() == *known));
+    let arriving = fs::read_dir(data.join("arriving")).into_iter().flatten().flatten();
+    others.chain(arriving).map(|entry| format!("file {}", entry.path().display())).collect()
 }
 
 impl Drop for Node {

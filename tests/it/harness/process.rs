@@ -238,6 +238,23 @@ impl Finished {
         self
     }
 
+    pub(crate) fn succeeded(&self) -> bool {
+        self.status.success()
+    }
+
+    pub(crate) fn stderr(&self) -> &str {
+        &self.stderr
+    }
+
+    /// Checks that its output has all of these words.
+    #[track_caller]
+    pub(crate) fn prints(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.text().contains(word), "no {word:?} in its output: {}", self.text());
+        }
+        self
+    }
+
     pub(crate) fn ended_by(&self) -> Option<i32> {
         self.status.signal()
     }

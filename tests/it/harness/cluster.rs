@@ -1,0 +1,181 @@
+//! The servers of the service form, and hosts that serve: everything real, on loopback.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use scheduler::broker::{Answered, Credential, Producer, ReplyBy, Settings, Submission, Submitted};
+use serde_json::{Value, json};
+use servers::{RabbitMq, Redis, Version};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use worker::JobResult;
+
+use super::{Mayfly, Node, Running, wait::eventually};
+
+/// How long a result may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker's virtual host and a store, both for one test, and a runtime to speak to them.
+pub(crate) struct Cluster {
+    pub(crate) broker: &'static RabbitMq,
+    pub(crate) store: Redis,
+    /// Whose jobs they are: nobody else's on this host, where tests share the folder of control sockets.
+    pub(crate) tenant: String,
+    vhost: String,
+    runtime: Runtime,
+    tenants: String,
+    artifacts: TempDir,
+}
+
+/// A host that serves.
+pub(crate) struct Host {
+    pub(crate) node: Node,
+    running: Option<Running>,
+}
+
+impl Cluster {
+    /// Servers that are set up for one tenant, with these settings of its own and what else follows them (TOML). `None`: a server is not installed, which is said.
+    pub(crate) fn new(test: &str, version: Version, tenants: &str) -> Option<Self> {
+        match RabbitMq::shared(version) {
+            Ok(broker) => Self::on(test, broker, tenants),
+            Err(why) => {
+                servers::skipped(test, why);
+                None
+            }
+        }
+    }
+
+    /// The same on a given broker.
+    pub(crate) fn on(test: &str, broker: &'static RabbitMq, tenants: &str) -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        if !Redis::is_installed() {
+            servers::skipped(test, "redis-server is not installed");
+            return None;
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let (vhost, tenant) = (format!("it-{number}"), format!("acme-{number}"));
+        broker.add_vhost(&vhost).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let tenants = format!("[tenants.{tenant}]\n{tenants}");
+        let artifacts = tempfile::tempdir().unwrap();
+        let cluster =
+            Self { artifacts, broker, store: Redis::start().unwrap(), tenant, vhost, runtime, tenants };
+        let node = Node::new();
+        cluster.mayfly(&node, ["setup"]).finish().code(0);
+        Some(cluster)
+    }
+
+    /// A mayfly of this node that knows these servers.
+    pub(crate) fn mayfly<W: Into<String>>(&self, node: &Node, words: impl IntoIterator<Item = W>) -> Mayfly {
+        let (user, password) = self.broker.admin();
+        let config = format!(
+            "[serve]\nslots = 4\ntiers = ['chroot']\n\
+             [broker]\nurl = 'amqp://{user}@127.0.0.1:{}/{}'\n\
+             [store]\nurl = '{}'\nlease = '3s'\n\
+             [artifacts]\nfolder = '{}'\n\
+             [defaults]\nfloor = 'chroot'\n{}",
+            self.broker.port(),
+            self.vhost,
+            self.store.url(),
+            self.artifacts.path().display(),
+            self.tenants,
+        );
+        node.mayfly(words)
+            .env("MAYFLY_CONFIG", node.write("mayfly.toml", config))
+            .env("MAYFLY_BROKER_PASSWORD", password)
+    }
+
+    /// A host that serves from now on.
+    pub(crate) fn host(&self) -> Host {
+        let mut host = Host { node: Node::new(), running: None };
+        self.serve(&mut host, |mayfly| mayfly);
+        host
+    }
+
+    /// Lets a host serve that does not.
+    pub(crate) fn serve(&self, host: &mut Host, change: impl FnOnce(Mayfly) -> Mayfly) {
+        host.running = Some(change(self.mayfly(&host.node, ["serve"])).start());
+    }
+
+    /// A producer's connection, as the tenant.
+    pub(crate) fn producer(&self, replies: ReplyBy) -> Producer {
+        let (user, password) = self.broker.admin();
+        let url = format!("amqp://{user}@127.0.0.1:{}/{}", self.broker.port(), self.vhost);
+        let settings = Settings::new(&url, &Credential::new(password)).unwrap();
+        self.runtime.block_on(Producer::connect(&settings, &self.tenant, replies)).unwrap()
+    }
+
+    /// Sends anything.
+    pub(crate) fn send(&self, producer: &Producer, id: &str, body: impl Into<Vec<u8>>) -> Submitted {
+        let submission = Submission {
+            body: body.into(),
+            key: "trusted".to_owned(),
+            id: Some(id.to_owned()),
+            expires: None,
+            traceparent: None,
+        };
+        self.runtime.block_on(producer.submit(submission)).unwrap()
+    }
+
+    /// Waits for what a producer is answered.
+    pub(crate) fn answer(&self, sent: Submitted) -> JobResult {
+        let answered = async { tokio::time::timeout(PATIENCE, sent.result()).await };
+        let Answered { result, .. } = self.runtime.block_on(answered).expect("an answer in time").unwrap();
+        result.unwrap()
+    }
+
+    /// What a job of the tenant is called everywhere.
+    pub(crate) fn key(&self, id: &str) -> String {
+        format!("{}/{id}", self.tenant)
+    }
+
+    /// The result that the store has of a job, as soon as there is one.
+    pub(crate) fn result(&self, node: &Node, id: &str) -> Value {
+        eventually("the job has its result", || {
+            let asked = self.mayfly(node, ["result", &self.key(id)]).finish();
+            asked.succeeded().then(|| asked.json())
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.broker.delete_vhost(&self.vhost) {
+            assert!(std::thread::panicking(), "the virtual host stays: {error}");
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn running(&self) -> &Running {
+        self.running.as_ref().expect("it serves")
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        drop(self.running.take());
+    }
+
+    /// Tells it to drain, and waits until it has.
+    pub(crate) fn stop(&mut self) -> super::Finished {
+        let running = self.running.take().expect("it serves");
+        running.signal(rustix::process::Signal::TERM);
+        running.finish()
+    }
+
+    /// Everything that the ledger holds is in order, and nothing is left.
+    pub(crate) fn check(&self) {
+        self.node.mayfly(["audit", "verify"]).finish().code(0);
+        assert_eq!(self.node.leftovers(), [""; 0]);
+    }
+}
+
+/// A job that runs a shell script.
+pub(crate) fn script(text: &str, more: &Value) -> String {
+    let mut job =
+        json!({ "schema_version": 1, "image": "minimal", "tier": "chroot", "command": ["sh", "-c", text] });
+    job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    job.to_string()
+}
