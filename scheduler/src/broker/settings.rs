@@ -136,7 +136,7 @@ impl Settings {
         })
     }
 
-    /// Checks the broker's certificate against these authorities (PEM) instead of the system's.
+    /// Checks the broker's certificate against these authorities (PEM), too. The system's are believed as well.
     pub fn with_ca_file(mut self, path: &Path) -> Result<Self, BadSettings> {
         let read = fs::read_to_string(path);
         self.authorities = Some(read.map_err(|error| BadSettings::Read { path: path.to_owned(), error })?);

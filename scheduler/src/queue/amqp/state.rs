@@ -179,3 +179,34 @@ impl State {
         self.held().is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pool::Tier;
+
+    use super::*;
+    use crate::{broker::Credential, queue::amqp::AmqpTenant};
+
+    #[test]
+    fn a_ring_means_the_lane_to_which_the_job_went() {
+        let tenant = AmqpTenant { name: "acme".into(), floor: Tier::Nspawn, weight: 1, max_running: None };
+        let options = AmqpOptions::new(vec![tenant], vec![Tier::Nspawn, Tier::Docker]);
+        let settings = Settings::new("amqp://me@localhost/v", &Credential::new("x")).unwrap();
+        let state = State::new(&settings, options);
+        let lane = |exchange, key| state.rung(exchange, key).map(|lane| state.queue_of(lane));
+        let nspawn = Some("mayfly.jobs.acme.nspawn.normal");
+        for (exchange, key, expected) in [
+            ("mayfly.submit.acme", "trusted", nspawn),
+            ("mayfly.submit.acme", "docker.high", Some("mayfly.jobs.acme.docker.high")),
+            ("mayfly.bell", "mayfly.jobs.acme.nspawn.normal", nspawn),
+            ("mayfly.returned", "mayfly.jobs.acme.docker.normal", Some("mayfly.returned")),
+            ("mayfly.submit.acme", "moon", Some("mayfly.unroutable")),
+            // A tier that is not offered here, and a tenant that is not known here.
+            ("mayfly.bell", "mayfly.jobs.acme.vm.normal", None),
+            ("mayfly.bell", "mayfly.jobs.other.docker.normal", None),
+            ("amq.topic", "docker", None),
+        ] {
+            assert_eq!(lane(exchange, key), expected, "{exchange} {key}");
+        }
+    }
+}

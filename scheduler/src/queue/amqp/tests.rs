@@ -8,3 +8,4 @@ mod faults;
 mod hostile;
 mod results;
 mod rights;
+mod speed;

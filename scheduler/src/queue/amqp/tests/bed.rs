@@ -1,6 +1,6 @@
 //! Where the queue is tested: a virtual host of a real broker, set up for a few tenants.
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
 use lapin::{
     BasicProperties,
@@ -27,8 +27,25 @@ use crate::{
 /// Long enough for anything on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A broker, which ends with the bed unless all tests share it.
+pub(super) enum Host {
+    Shared(&'static RabbitMq),
+    Own(Box<RabbitMq>),
+}
+
+impl Deref for Host {
+    type Target = RabbitMq;
+
+    fn deref(&self) -> &RabbitMq {
+        match self {
+            Self::Shared(broker) => broker,
+            Self::Own(broker) => broker,
+        }
+    }
+}
+
 pub(super) struct Bed {
-    pub(super) broker: &'static RabbitMq,
+    pub(super) broker: Host,
     pub(super) settings: Settings,
     pub(super) options: AmqpOptions,
     vhost: String,
@@ -45,7 +62,7 @@ impl Drop for Bed {
 pub(super) async fn on_both(test: &str, body: impl AsyncFn(Bed)) {
     for version in Version::ALL {
         match RabbitMq::shared(version) {
-            Ok(broker) => body(Bed::new(test, broker, tenants(&["acme", "other"])).await).await,
+            Ok(broker) => body(Bed::new(test, Host::Shared(broker), tenants(&["acme", "other"])).await).await,
             Err(why) => skipped(test, why),
         }
     }
@@ -56,10 +73,8 @@ pub(super) async fn on_both_alone(test: &str, body: impl AsyncFn(Bed)) {
     for version in Version::ALL {
         match RabbitMq::start(version) {
             Ok(broker) => {
-                // The bed holds what all tests' beds hold; there are few of these.
-                let broker: &'static RabbitMq = Box::leak(Box::new(broker));
+                let broker = Host::Own(Box::new(broker));
                 body(Bed::new(test, broker, tenants(&["acme", "other"])).await).await;
-                broker.stop().unwrap();
             }
             Err(error) => skipped(test, &error.to_string()),
         }
@@ -78,9 +93,9 @@ pub(super) fn tenants(names: &[&str]) -> Vec<AmqpTenant> {
 }
 
 impl Bed {
-    pub(super) async fn new(test: &str, broker: &'static RabbitMq, tenants: Vec<AmqpTenant>) -> Self {
+    pub(super) async fn new(test: &str, broker: Host, tenants: Vec<AmqpTenant>) -> Self {
         broker.add_vhost(test).unwrap();
-        let settings = settings(broker, broker.port(), test);
+        let settings = settings(&broker, broker.port(), test);
         let options = AmqpOptions::new(tenants, vec![Tier::Chroot, Tier::Docker]);
         let bed = Self { broker, settings, options, vhost: test.to_owned() };
         declare(&bed.connect().await, &bed.options.topology()).await.unwrap();

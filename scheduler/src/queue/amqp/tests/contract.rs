@@ -1,6 +1,6 @@
 use servers::{RabbitMq, Version, skipped};
 
-use super::bed::{Bed, submit, tenants};
+use super::bed::{Bed, Host, submit, tenants};
 use crate::{
     broker::ReplyBy,
     contract::{self, QueueBed},
@@ -11,8 +11,6 @@ struct Contract {
     broker: &'static RabbitMq,
     made: u32,
     bed: Option<Bed>,
-    /// How many jobs were not acknowledged when it was closed is not known here: how many there were at first is.
-    lane: &'static str,
 }
 
 impl QueueBed for Contract {
@@ -20,7 +18,8 @@ impl QueueBed for Contract {
 
     async fn with(&mut self, ids: &[&str]) -> AmqpQueue {
         self.made += 1;
-        let mut bed = Bed::new(&format!("contract-{}", self.made), self.broker, tenants(&["acme"])).await;
+        let mut bed =
+            Bed::new(&format!("contract-{}", self.made), Host::Shared(self.broker), tenants(&["acme"])).await;
         bed.options.until_empty = true;
         let producer = bed.producer("acme", ReplyBy::Nothing).await;
         for id in ids {
@@ -35,7 +34,7 @@ impl QueueBed for Contract {
         drop(queue);
         let bed = self.bed.as_ref().unwrap();
         // The broker notices the end of a connection a little later.
-        bed.until_depth(self.lane, 2).await;
+        bed.until_depth("mayfly.jobs.acme.docker.normal", 2).await;
         bed.queue().await
     }
 }
@@ -44,10 +43,7 @@ impl QueueBed for Contract {
 async fn the_queue_keeps_its_contract_on_both_versions() {
     for version in Version::ALL {
         match RabbitMq::shared(version) {
-            Ok(broker) => {
-                let lane = "mayfly.jobs.acme.docker.normal";
-                contract::queue(&mut Contract { broker, made: 0, bed: None, lane }).await;
-            }
+            Ok(broker) => contract::queue(&mut Contract { broker, made: 0, bed: None }).await,
             Err(why) => skipped("the_queue_keeps_its_contract", why),
         }
     }

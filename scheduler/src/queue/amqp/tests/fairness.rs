@@ -117,3 +117,20 @@ async fn nothing_is_held_that_nobody_asked_for() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_host_hears_each_job_that_comes() {
+    on_both("bell", async |bed| {
+        let queue = bed.queue().await;
+        let producer = bed.producer("acme", ReplyBy::Nothing).await;
+        for number in 1..=3 {
+            let id = format!("job-{number}");
+            let (pulled, _) = tokio::join!(pull_one(&queue), submit(&producer, &id));
+            queue.ack(pulled.delivery).await.unwrap();
+            super::bed::eventually("it rang", async || (queue.counts().rings == number).then_some(())).await;
+            // Whoever waits again lets it ring again.
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(50), queue.pull()).await.is_err());
+        }
+    })
+    .await;
+}

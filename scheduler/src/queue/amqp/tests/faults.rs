@@ -30,7 +30,7 @@ async fn until_epoch(queue: &AmqpQueue, least: u64) {
 async fn an_acknowledgement_of_a_former_connection_is_never_sent() {
     on_both("cut", async |bed| {
         let proxy = Proxy::start(bed.broker.port()).unwrap();
-        let through = settings(bed.broker, proxy.port(), bed.vhost());
+        let through = settings(&bed.broker, proxy.port(), bed.vhost());
         let queue = bed.queue_with(&through, bed.options.clone()).await;
         let producer = bed.producer("acme", ReplyBy::Nothing).await;
         submit(&producer, "a").await;
@@ -55,7 +55,7 @@ async fn an_acknowledgement_of_a_former_connection_is_never_sent() {
 async fn a_connection_that_stalls_is_given_up_and_made_again() {
     on_both("stall", async |bed| {
         let proxy = Proxy::start(bed.broker.port()).unwrap();
-        let mut through = settings(bed.broker, proxy.port(), bed.vhost());
+        let mut through = settings(&bed.broker, proxy.port(), bed.vhost());
         through.heartbeat = Duration::from_secs(1);
         through.answer_within = Duration::from_secs(2);
         through.connect_within = Duration::from_secs(2);
@@ -77,7 +77,7 @@ async fn a_connection_that_stalls_is_given_up_and_made_again() {
 async fn a_held_job_is_pulled_again_when_its_time_comes_and_lost_with_its_connection() {
     on_both("later", async |bed| {
         let proxy = Proxy::start(bed.broker.port()).unwrap();
-        let through = settings(bed.broker, proxy.port(), bed.vhost());
+        let through = settings(&bed.broker, proxy.port(), bed.vhost());
         let queue = bed.queue_with(&through, bed.options.clone()).await;
         submit(&bed.producer("acme", ReplyBy::Nothing).await, "a").await;
         let pulled = pull_one(&queue).await;
