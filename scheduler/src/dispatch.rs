@@ -293,10 +293,14 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let key = &attempt.job;
         let without_run =
             |outcome, report| Ok(JobResult::never_started(&key.id, &key.tenant, outcome, report));
-        let job = match job {
+        let mut job = match job {
             Ok(job) => job,
             Err(NoJob { outcome, report }) => return without_run(outcome, report),
         };
+        if job.tier.is_none() && job.trust.is_none() {
+            // Its author said it by the way that it was sent.
+            job.tier = tier;
+        }
         let (idempotent, max_attempts) = (job.idempotent, job.max_attempts.unwrap_or(retry::MAX_ATTEMPTS));
         let origin =
             Origin { id: key.id.clone(), tenant: key.tenant.clone(), attempt: attempt.number, queued };

@@ -3,6 +3,7 @@
 mod faults;
 mod inputs;
 mod jobs;
+mod producers;
 
 /// The same test on each version of the broker.
 macro_rules! on_every_broker {

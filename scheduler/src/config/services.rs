@@ -39,7 +39,7 @@ pub struct BrokerPart {
     pub url: String,
     /// The file with the password. `MAYFLY_BROKER_PASSWORD` if missing.
     pub password_file: Option<PathBuf>,
-    /// Certificates of the authorities that the broker's is checked against, in PEM. The system's if missing.
+    /// Certificates of authorities that are believed beside the system's, in PEM.
     pub ca_file: Option<PathBuf>,
     /// How long the broker lets a host hold a job: its `consumer_timeout`.
     #[serde(default = "half_an_hour", with = "humantime_serde")]

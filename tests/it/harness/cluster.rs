@@ -99,6 +99,12 @@ impl Cluster {
         host.running = Some(change(self.mayfly(&host.node, ["serve"])).start());
     }
 
+    /// The broker, for any client.
+    pub(crate) fn url(&self) -> String {
+        let (user, password) = self.broker.admin();
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.broker.port(), self.vhost)
+    }
+
     /// A producer's connection, as the tenant.
     pub(crate) fn producer(&self, replies: ReplyBy) -> Producer {
         let (user, password) = self.broker.admin();

@@ -20,4 +20,4 @@ pub use rabbitmq::{RabbitMq, Version};
 pub use redis::Redis;
 pub use s3::S3;
 pub use scratch::Scratch;
-pub use skip::skipped;
+pub use skip::{skipped, skipped_for_want_of_a_package};

@@ -11,6 +11,11 @@ pub fn skipped(test: &str, why: &str) {
     tell(test, why);
 }
 
+/// The same for a server that no Debian package has, which is never required.
+pub fn skipped_for_want_of_a_package(test: &str, why: &str) {
+    tell(test, why);
+}
+
 #[expect(clippy::print_stderr, reason = "the test runner has no other word for a skipped test")]
 fn tell(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
