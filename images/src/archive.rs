@@ -87,7 +87,7 @@ impl Store {
         let mut header = header(EntryType::Regular, 0o644, 0, 0, text.len() as u64);
         tar.append_data(&mut header, MANIFEST, &text[..]).at("write", file)?;
         for entry in tree::read(&image.rootfs, &[])? {
-            append(&mut tar, &image.rootfs, &entry)?;
+            append(&mut tar, &image.rootfs, Path::new(ROOTFS), &entry)?;
         }
         let encoder = tar.into_inner().at("write", file)?;
         encoder.finish().at("write", file)?;
@@ -121,6 +121,19 @@ impl Store {
             listing: &listing,
         };
         Ok(self.publish(&staging, &new)?)
+    }
+}
+
+impl Image {
+    /// Writes an image's files as a plain tar archive, such as a container engine takes in. The same image always gives
+    /// the same bytes.
+    pub fn write_rootfs(&self, out: impl Write) -> Result<(), ArchiveError> {
+        let mut tar = tar::Builder::new(out);
+        for entry in tree::read(&self.rootfs, &[])? {
+            append(&mut tar, &self.rootfs, Path::new("."), &entry)?;
+        }
+        let mut out = tar.into_inner().at("write", &self.rootfs)?;
+        Ok(out.flush().at("write", &self.rootfs)?)
     }
 }
 
@@ -199,8 +212,13 @@ fn header(kind: EntryType, mode: u32, uid: u32, gid: u32, size: u64) -> Header {
     header
 }
 
-fn append(tar: &mut tar::Builder<impl Write>, root: &Path, entry: &Entry) -> Result<(), IoError> {
-    let (path, full) = (Path::new(ROOTFS).join(&entry.path), root.join(&entry.path));
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    root: &Path,
+    prefix: &Path,
+    entry: &Entry,
+) -> Result<(), IoError> {
+    let (path, full) = (prefix.join(&entry.path), root.join(&entry.path));
     let plain = |kind, size| header(kind, entry.mode, entry.uid, entry.gid, size);
     let xattrs = entry.xattrs.iter().filter_map(|(name, value)| Some((name.to_str()?, value.as_slice())));
     let names: Vec<_> = xattrs.map(|(name, value)| (format!("SCHILY.xattr.{name}"), value)).collect();
@@ -215,9 +233,7 @@ fn append(tar: &mut tar::Builder<impl Write>, root: &Path, entry: &Entry) -> Res
             tar.append_data(&mut plain(EntryType::Regular, *size), path, file.take(*size))
         }
         Kind::Symlink { target } => tar.append_link(&mut plain(EntryType::Symlink, 0), path, target),
-        Kind::HardLink { first } => {
-            tar.append_link(&mut plain(EntryType::Link, 0), path, Path::new(ROOTFS).join(first))
-        }
+        Kind::HardLink { first } => tar.append_link(&mut plain(EntryType::Link, 0), path, prefix.join(first)),
         Kind::Special(_) => Ok(()),
     }
     .at("export", &full)

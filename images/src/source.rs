@@ -3,6 +3,7 @@
 mod busybox;
 mod debian;
 mod directory;
+mod docker;
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -19,6 +20,7 @@ use crate::unpack::{self, UnpackError};
 use crate::{Definition, Digest, Image, ImageName, IoError, Progress};
 
 use debian::{DebianSuite, PackageName, Variant};
+use docker::DockerImage;
 
 /// The `[source]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,11 @@ pub enum Source {
     Tar {
         /// The archive, from the definition's own folder.
         path: PathBuf,
+    },
+    /// An image of a docker daemon on this host, without its configuration and volumes.
+    Docker {
+        /// Its name there, such as `debian:12`.
+        image: DockerImage,
     },
     /// Another image, with which this one shares its bytes on the disk.
     Image {
@@ -79,6 +86,14 @@ pub enum SourceError {
         status: String,
         /// The last lines of its output.
         tail: String,
+    },
+    /// The docker daemon does not give the image.
+    #[error("the docker daemon at {} {problem}", socket.display())]
+    Docker {
+        /// Its socket.
+        socket: PathBuf,
+        /// What it says, or does not.
+        problem: String,
     },
     /// The directory has something in it that no image may have.
     #[error("the directory cannot be an image: {}", list(.0))]
@@ -115,6 +130,7 @@ impl SourceError {
             Self::MissingTool { package, .. } => Some(format!("apt-get install {package}")),
             Self::DynamicBusybox { .. } => Some("apt-get install busybox-static".to_owned()),
             Self::Compressed { .. } => Some("decompress it first; plain tar and zstd are read".to_owned()),
+            Self::Docker { .. } => Some("the daemon must run here and have the image: docker pull NAME; DOCKER_HOST names another socket".to_owned()),
             Self::Unfit(_) => Some("remove these entries from the directory".to_owned()),
             Self::Tool { .. } | Self::Unpack { .. } | Self::Tree(_) | Self::Io(_) => None,
         }
@@ -142,6 +158,7 @@ pub(crate) fn fingerprint(
         Source::Debian { .. } => None,
         Source::Directory { path } => Some(directory::fingerprint(&definition.path(path))?),
         Source::Tar { path } => Some(file(&definition.path(path))?),
+        Source::Docker { image } => Some(docker::fingerprint(image)?),
         Source::Image { .. } => base.map(|base| base.digest),
     })
 }
@@ -165,6 +182,7 @@ pub(crate) fn fill(
         }
         Source::Directory { path } => directory::copy(&definition.path(path), root),
         Source::Tar { path } => tar(&definition.path(path), root),
+        Source::Docker { image } => docker::fill(root, image),
         Source::Image { .. } => base.map_or(Ok(()), |base| directory::share(&base.rootfs, root)),
     }
 }
