@@ -22,7 +22,7 @@ use crate::{
     exit,
     image::{self, ImageArgs},
     logs::{self, LogsArgs},
-    node::Places,
+    node::{self, Places},
     pool_status::{self, PoolArgs},
     reap::{self, ReapArgs},
     result::{self, ResultArgs},
@@ -93,7 +93,14 @@ pub(crate) fn main() -> ExitCode {
         }),
         Verb::Doctor(args) => {
             let images = images(&places);
-            let query = Query { data_dir: places.data_dir, images };
+            let docker = match places.config() {
+                Ok(config) => node::docker(&config),
+                Err(error) => {
+                    complain(&error);
+                    return exit::MAYFLY.into();
+                }
+            };
+            let query = Query { data_dir: places.data_dir, docker, images };
             doctor::run(&args, &query, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
         }
         Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {

@@ -117,8 +117,8 @@ impl<W: Write> Page<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use pool::Tier;
     use pool::host::CgroupMode;
+    use pool::{DockerSettings, Tier};
 
     use super::*;
 
@@ -162,7 +162,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_says_whether_jobs_can_run() {
-        let query = Query { data_dir: std::env::temp_dir(), images: Ok(vec![]) };
+        let docker = DockerSettings::default();
+        let query = Query { data_dir: std::env::temp_dir(), docker, images: Ok(vec![]) };
         let mut out = Vec::new();
         let code = run(&DoctorArgs { json: true }, &query, &mut out).unwrap();
         let report: serde_json::Value = serde_json::from_slice(&out).unwrap();

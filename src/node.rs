@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pool::PoolConfig;
+use pool::{DockerSettings, PoolConfig};
 use scheduler::config::{Config, ConfigError};
 use worker::{ErrorReport, causes};
 
@@ -55,7 +55,13 @@ impl Places {
             // Whatever becomes of the file that it was started from, this is the very same program.
             spawner: PathBuf::from("/proc/self/exe"),
             settings: config.pool.settings(),
+            docker: docker(config),
             classes: config.shapes(),
         }
     }
+}
+
+/// The docker daemon of this node. `DOCKER_HOST` is what docker's own programs go by.
+pub(crate) fn docker(config: &Config) -> DockerSettings {
+    config.docker.settings(std::env::var("DOCKER_HOST").ok())
 }

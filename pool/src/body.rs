@@ -14,6 +14,11 @@ use crate::{
 pub(crate) enum Body {
     Chroot(Sandbox),
     Nspawn(Sandbox),
+    Docker {
+        sandbox: Sandbox,
+        /// What results say of the runtime that made it.
+        caveat: Option<String>,
+    },
 }
 
 /// What a job has used, as the host's kernel counts it.
@@ -33,6 +38,15 @@ pub enum DestroyError {
     /// A process does not die.
     #[error("the sandbox's processes were still there {0:?} after they were killed")]
     StillRunning(Duration),
+    /// The docker daemon does not remove a container.
+    #[error("the docker daemon does not remove container {name}")]
+    Container {
+        /// Which.
+        name: String,
+        /// What it answers.
+        #[source]
+        error: Box<bollard::errors::Error>,
+    },
     /// The kernel does not give up a cgroup.
     #[error("cannot remove the sandbox's cgroup {path}")]
     Cgroup {
@@ -63,53 +77,64 @@ impl Body {
         match self {
             Self::Chroot(_) => Tier::Chroot,
             Self::Nspawn(_) => Tier::Nspawn,
+            Self::Docker { .. } => Tier::Docker,
+        }
+    }
+
+    fn sandbox(&self) -> &Sandbox {
+        match self {
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => sandbox,
+        }
+    }
+
+    fn sandbox_mut(&mut self) -> &mut Sandbox {
+        match self {
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => sandbox,
+        }
+    }
+
+    /// What is worth knowing of how it was made.
+    pub(crate) fn caveat(&self) -> Option<&str> {
+        match self {
+            Self::Chroot(_) | Self::Nspawn(_) => None,
+            Self::Docker { caveat, .. } => caveat.as_deref(),
         }
     }
 
     /// Whose end is to be written, once the sandbox counts as clean.
     pub(crate) fn announce(&mut self, obituary: Obituary) {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.announce(obituary),
-        }
+        self.sandbox_mut().announce(obituary);
     }
 
     /// The sandbox is leased and keeps its place in the pool until it is gone.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.hold(slot),
-        }
+        self.sandbox_mut().hold(slot);
     }
 
     /// Tightens limits before the job begins.
     pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<(), NarrowError> {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.narrow(from, to),
-        }
+        self.sandbox().narrow(from, to)
     }
 
     /// Whether its first process lives.
     pub(crate) fn is_alive(&self) -> bool {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.is_alive(),
-        }
+        self.sandbox().is_alive()
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.usage(),
-        }
+        self.sandbox().usage()
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "the host cannot look into a tier with a kernel of its own")]
     pub(crate) fn survivors(&self) -> Option<usize> {
-        match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => Some(sandbox.survivors()),
-        }
+        Some(self.sandbox().survivors())
     }
 
     pub(crate) async fn destroy(self) -> Result<(), DestroyError> {
         match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) => sandbox.destroy().await,
+            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => {
+                sandbox.destroy().await
+            }
         }
     }
 }

@@ -75,6 +75,14 @@ pub enum CgroupError {
         #[source]
         error: io::Error,
     },
+    /// A process is not in one cgroup of its own.
+    #[error("process {pid} is not in one cgroup of its own, the same for each controller: {table}")]
+    Elsewhere {
+        /// Which process.
+        pid: i32,
+        /// Where it is.
+        table: String,
+    },
     /// A file of the cgroup could not be opened.
     #[error("cannot open {path}")]
     Open {
@@ -107,6 +115,15 @@ impl Hierarchy {
         }
     }
 
+    /// By which names `/proc/PID/cgroup` knows the trees that limits are in.
+    fn controllers(&self) -> &'static [&'static str] {
+        match self {
+            Self::V1(_) => &v1::LIMITING,
+            // The one tree has no controllers in its line.
+            Self::V2(_) => &[""],
+        }
+    }
+
     /// Every place where a cgroup of an instance may be.
     pub(crate) fn roots(&self) -> Vec<PathBuf> {
         match self {
@@ -114,6 +131,28 @@ impl Hierarchy {
             Self::V2(hierarchy) => vec![hierarchy.root().to_owned()],
         }
     }
+}
+
+/// Where a process is, if it is in the same place for each controller and that place is its own: see cgroups(7).
+fn place_of(table: &str, controllers: &[&str], unique: &str) -> Option<PathBuf> {
+    let place = |controller: &&str| {
+        table.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            controllers.split(',').any(|word| word == *controller).then_some(path)
+        })
+    };
+    let mut places = controllers.iter().map(place);
+    let first = places.next()??.trim_start_matches('/');
+    let own = Path::new(first).file_name()?.to_str()?.contains(unique);
+    let same = places.all(|place| place.is_some_and(|place| place.trim_start_matches('/') == first));
+    (own && same).then(|| first.into())
+}
+
+/// Every tree of cgroups on this host, whatever it counts. A container engine makes cgroups in all.
+pub(crate) fn every_tree() -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts(&table).into_iter().map(|(_, point, _)| point.into()).collect())
 }
 
 /// `(type, mount point, super options)` of each cgroup mount in a mountinfo table, see proc(5).
@@ -152,6 +191,26 @@ impl Cgroup {
                 Err(error)
             }
         }
+    }
+
+    /// Takes over the cgroup that another program made for `leader`, which is alone there, and makes the job's leaf in it.
+    /// `unique` is a part of its path that no other cgroup has.
+    pub(crate) fn within(
+        hierarchy: &Hierarchy,
+        leader: i32,
+        unique: &str,
+        limits: &Limits,
+    ) -> Result<Self, CgroupError> {
+        let path = PathBuf::from(format!("/proc/{leader}/cgroup"));
+        let table = fs::read_to_string(&path).map_err(|error| CgroupError::Open { path, error })?;
+        let name = place_of(&table, hierarchy.controllers(), unique)
+            .ok_or_else(|| CgroupError::Elsewhere { pid: leader, table: table.trim().replace('\n', ", ") })?;
+        let cgroup = Self { hierarchy: hierarchy.clone(), name };
+        match hierarchy {
+            Hierarchy::V1(v1) => v1.within(&cgroup.name, limits)?,
+            Hierarchy::V2(v2) => v2.within(&cgroup.name, limits, leader)?,
+        }
+        Ok(cgroup)
     }
 
     /// Sets the limits anew.
@@ -249,6 +308,11 @@ impl Cgroup {
         }
     }
 
+    /// The host's pids in the agent's cgroup but for one.
+    pub(crate) fn beside(&self, agent: i32) -> Vec<i32> {
+        self.agent_pids().into_iter().filter(|pid| *pid != agent).collect()
+    }
+
     /// Removes the cgroups. All processes must be gone.
     pub(crate) fn remove(&self) -> Result<(), (PathBuf, io::Error)> {
         let mut cgroups = vec![self.job(), self.agent(), self.name.clone()];
@@ -330,5 +394,17 @@ mod tests {
                 ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
             ]
         );
+    }
+
+    #[test]
+    fn a_process_is_in_a_place_of_its_own_or_it_is_refused() {
+        let two = ["memory", "cpu"];
+        let table = "4:cpu,cpuacct:/mayfly/c0ffee\n2:memory:/mayfly/c0ffee\n1:name=systemd:/\n0::/\n";
+        assert_eq!(place_of(table, &two, "c0ffee"), Some("mayfly/c0ffee".into()));
+        assert_eq!(place_of(table, &two, "another"), None);
+        assert_eq!(place_of(&table.replace("memory:/mayfly", "memory:/other"), &two, "c0ffee"), None);
+        assert_eq!(place_of(table, &["memory", "pids"], "c0ffee"), None);
+        let unified = "0::/system.slice/docker-c0ffee.scope\n";
+        assert_eq!(place_of(unified, &[""], "c0ffee"), Some("system.slice/docker-c0ffee.scope".into()));
     }
 }

@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use agent::{
@@ -131,6 +131,14 @@ impl Channel {
     /// Cancel safe: a dropped call loses nothing.
     pub async fn next(&mut self) -> Result<Frame<ToHost>, ChannelError> {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Whether the stream is open and nothing has come on it: an agent that waits speaks only when it is spoken to.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        let mut one = [0];
+        let mut buffer = ReadBuf::new(&mut one);
+        let mut nobody = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.reader).poll_read(&mut nobody, &mut buffer).is_pending()
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<ToHost>, ChannelError>> {

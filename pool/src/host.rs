@@ -5,6 +5,7 @@
 //! must still be able to say why.
 
 mod cgroups;
+mod docker;
 mod facts;
 mod kernel;
 mod nspawn;
@@ -20,6 +21,8 @@ pub use cgroups::CgroupMode;
 pub use tiers::TierReport;
 
 use facts::Facts;
+
+use crate::docker::Docker as DockerSettings;
 
 /// The host ids that sandboxes are given: clear of what systemd-nspawn picks (up to `0x6FFF_FFFF`) and of the
 /// container ids that distributions hand out in `/etc/subuid`.
@@ -95,6 +98,8 @@ impl HostReport {
 pub struct Query {
     /// Where images are kept. Need not exist yet: its nearest existing parent is looked at.
     pub data_dir: PathBuf,
+    /// Where the docker daemon is looked for.
+    pub docker: DockerSettings,
     /// The images in the store, as `name@digest`, where the caller could list them.
     pub images: Result<Vec<String>, String>,
 }
@@ -110,6 +115,7 @@ pub fn inspect(query: &Query) -> HostReport {
     findings.push(kernel::landlock());
     findings.extend(cgroups.findings);
     findings.push(nspawn::look(&facts, cgroups.mode));
+    findings.push(docker::look(&query.docker));
     findings.extend(kernel::hygiene(&facts));
     findings.push(images(query));
     HostReport {
@@ -153,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_host_without_images_is_told_how_to_build_one() {
-        let none = Query { data_dir: "/nowhere".into(), images: Ok(vec![]) };
+        let none =
+            Query { data_dir: "/nowhere".into(), docker: DockerSettings::default(), images: Ok(vec![]) };
         assert_eq!(images(&none).state, State::Degraded);
         assert!(images(&none).fix.unwrap().contains("image build"));
         let some = Query { images: Ok(vec!["base@sha256:1".into()]), ..none };
@@ -163,7 +170,8 @@ mod tests {
     #[test]
     fn looking_twice_leaves_mounts_and_cgroups_as_they_were() {
         let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let query = Query { data_dir: std::env::temp_dir(), images: Ok(vec![]) };
+        let docker = DockerSettings::default();
+        let query = Query { data_dir: std::env::temp_dir(), docker, images: Ok(vec![]) };
         let before = mounts();
         let first = inspect(&query);
         let second = inspect(&query);

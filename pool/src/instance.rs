@@ -4,6 +4,7 @@
 //! <run dir>/instances/<instance>/lock    held for as long as the process lives
 //! <run dir>/instances/<instance>/owner   node (data directory), pid, boot: what the reaper goes by
 //! <run dir>/instances/<instance>/name    the instance, by which its claims are signed
+//! <run dir>/instances/<instance>/docker  the daemon at which it makes containers, if it makes any
 //! <run dir>/uids/<range>                 a link to the name of the instance that holds a range of user ids
 //! <run dir>/root, <run dir>/disk         empty directories that sandboxes mount on, each in its own mount namespace
 //! ```
@@ -91,15 +92,20 @@ impl Instance {
 
     /// Removes the mark. Everything that this process made must be gone.
     pub(crate) fn retire(&self) {
-        let place = instances(&self.inner.run_dir).join(self.inner.id.to_string());
+        let place = self.mark();
         if let Err(error) = fs::remove_dir_all(&place) {
             tracing::warn!(path = %place.display(), %error, "cannot remove this process's mark");
         }
     }
 
+    /// The directory that says that this process lives.
+    pub(crate) fn mark(&self) -> PathBuf {
+        instances(&self.inner.run_dir).join(self.inner.id.to_string())
+    }
+
     /// The file with this process's name.
     pub(crate) fn signature(&self) -> PathBuf {
-        instances(&self.inner.run_dir).join(self.inner.id.to_string()).join("name")
+        self.mark().join("name")
     }
 
     /// Where ranges of user ids are claimed.
@@ -137,6 +143,11 @@ fn lay_out(directory: &Path, id: InstanceId, node: &Path) -> io::Result<(Flock<F
 
 pub(crate) fn cgroup_name(id: InstanceId) -> PathBuf {
     format!("mayfly-{id}").into()
+}
+
+/// The cgroup above those of an instance's containers. Not the same, as a container engine sets limits of its own.
+pub(crate) fn containers_cgroup_name(id: InstanceId) -> PathBuf {
+    format!("mayfly-{id}-docker").into()
 }
 
 pub(crate) fn instances(run_dir: &Path) -> PathBuf {

@@ -41,7 +41,7 @@ pub(crate) trait Maker: Send + Sync + 'static {
     /// Ends one that no job has seen.
     fn discard(&self, clean: Self::Clean) -> impl Future<Output = ()> + Send;
     /// Whether one that waits is still good.
-    fn is_fit(&self, clean: &Self::Clean) -> bool;
+    fn is_fit(&self, clean: &mut Self::Clean) -> bool;
     /// Whether any of a kind may be made before a job asks for it.
     fn is_made_ahead(&self, kind: &Self::Kind) -> bool;
     /// How many may be made at once now, at most `most`: less on a host under pressure.

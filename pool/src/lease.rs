@@ -130,9 +130,10 @@ impl Clean {
         self.life.generation
     }
 
-    /// Whether its processes still live. It says nothing of what they did: no job has spoken to them.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.life.body.is_alive()
+    /// Whether its processes still live and its stream is open. It says nothing of what they did: no job has spoken to
+    /// them.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.life.body.is_alive() && self.life.channel.is_quiet()
     }
 
     /// Gives the sandbox to its one job; the ledger says so already.
@@ -205,6 +206,12 @@ impl Lease {
             self.life.limits = *limits;
         }
         Ok(())
+    }
+
+    /// What is worth knowing of how the sandbox was made, such as that its runtime has known faults.
+    #[must_use]
+    pub fn caveat(&self) -> Option<&str> {
+        self.life.body.caveat()
     }
 
     /// How long it took to make the sandbox.

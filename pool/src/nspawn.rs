@@ -2,7 +2,7 @@
 //! the container the same root, cgroups and agent as the chroot tier has.
 //!
 //! What can be said on its command line is in `nspawn/command.rs`, how it is started in `nspawn/launch.rs` and what it
-//! leaves open and mayfly closes in `nspawn/enclose.rs`; the latter two run in the spawner. This file is the host's side.
+//! leaves open and mayfly closes in `enclose.rs`; the latter two run in the spawner. This file is the host's side.
 //!
 //! The agent is the container's first process, over two pipes. It begins as the container's user 0 with the five
 //! capabilities of `command::AGENT_NEEDS`, all within the container's user namespace, and is told an identity in
@@ -15,7 +15,6 @@
 //! its own view would take `CAP_SYS_ADMIN` inside.
 
 mod command;
-mod enclose;
 mod install;
 mod launch;
 mod leader;
@@ -41,12 +40,15 @@ use tokio::{
 };
 
 pub use self::install::{Installed, NotInstalled};
-pub(crate) use self::{enclose::enclose, install::find, launch::launch};
+pub(crate) use self::{
+    install::find,
+    launch::{hear, launch, tale},
+};
 use crate::{
     body::Body,
     cgroup::Entry,
     channel::Channel,
-    chroot::plan::{Entries, Launch, Task},
+    chroot::plan::{Entries, Kind, Launch, Task},
     greeting,
     id::Id,
     lease::Proof,
@@ -116,7 +118,7 @@ impl Nspawn {
         let settled: Result<_, MakeError> = settled.await;
         // Why systemd-nspawn or the agent gave up stands there and nowhere else.
         let ready = settled.map_err(|error| match notice::complaint(&stderr) {
-            Some(said) => MakeError::Complaint { said, error: Box::new(error) },
+            Some(said) => MakeError::Complaint { who: "systemd-nspawn", said, error: Box::new(error) },
             None => error,
         })?;
         Ok(Proof {
@@ -165,7 +167,7 @@ impl Nspawn {
         let pid = Pid::from_raw(leader).ok_or_else(|| gone(rustix::io::Errno::SRCH))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(gone)?;
         let plan = self.workshop.plan(image, limits, sandbox.id_base());
-        let task = Task::Enclose { plan, leader };
+        let task = Task::Enclose { plan, kind: Kind::OwnUsers, leader };
         self.workshop.spawner.ask(&task, &[]).await?;
         sandbox.depend_on(pidfd);
         // Else the pid may have been another's.

@@ -16,6 +16,7 @@ use crate::{
     body::NarrowError,
     cgroup::{CgroupError, Hierarchy},
     chroot::Chroot,
+    docker::{self, Docker as DockerSettings},
     id::InstanceId,
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
@@ -43,6 +44,8 @@ pub struct PoolConfig {
     pub spawner: PathBuf,
     /// How many sandboxes wait, and how many there may be.
     pub settings: Settings,
+    /// Which docker daemon makes containers, if any are wanted.
+    pub docker: DockerSettings,
     /// The classes of limits of which sandboxes are made ahead. None: each set of limits that is asked for is one.
     pub classes: Vec<Limits>,
 }
@@ -199,11 +202,17 @@ impl Pool {
         let tiers = Arc::new(Tiers {
             chroot: Chroot::new(Arc::clone(&workshop)),
             nspawn: Nspawn::new(Arc::clone(&workshop)),
+            docker: docker::Tier::new(
+                Arc::clone(&workshop),
+                config.docker.clone(),
+                &config.run_dir,
+                &config.data_dir,
+            ),
             workshop,
             ledger: Arc::clone(&ledger),
         });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
-        let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&ledger), swept.clone()));
+        let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&tiers), swept.clone()));
         let (images, shapes) = (Resolver::new(images), Shapes::new(config.classes.clone()));
         Ok(Self { images, shapes, instance, ground, ledger, tiers, keeper, reaper, swept })
     }
@@ -285,24 +294,26 @@ impl Pool {
         // Its clone of the ledger goes with it, so its end is waited for.
         let _ = reaper.await;
         keeper.close().await;
-        if let Some(Tiers { workshop, chroot, nspawn, .. }) = Arc::into_inner(tiers) {
-            drop((chroot, nspawn));
+        let fleet = tiers.docker.fleet();
+        if let Some(Tiers { workshop, chroot, nspawn, docker, .. }) = Arc::into_inner(tiers) {
+            drop((chroot, nspawn, docker));
             if let Some(workshop) = Arc::into_inner(workshop) {
                 workshop.close().await;
             }
         }
+        let left = fleet.is_some_and(|fleet| fleet.leaves_something());
         let Some(ledger) = Arc::into_inner(ledger) else {
             tracing::warn!(
                 "the pool was closed while sandboxes were leased: the next mayfly ends what is left"
             );
             return;
         };
-        leave_place(&instance, &ground, ledger);
+        leave_place(&instance, &ground, ledger, left);
     }
 
     fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
         want.limits.check()?;
-        if !matches!(want.tier, Tier::Chroot | Tier::Nspawn) {
+        if want.tier == Tier::Vm {
             return Err(CheckoutError::TierMissing(want.tier));
         }
         let image = self.images.resolve(&want.image)?;
@@ -321,10 +332,10 @@ const SWEEPS: Duration = Duration::from_secs(5);
 /// that reading the whole directory would be most of its work.
 const SWEEPS_TO_FORGET: u64 = 720;
 
-async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>, swept: Swept) {
+async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
     for look in 0_u64.. {
         tokio::time::sleep(SWEEPS).await;
-        let (ground, ledger, swept) = (ground.clone(), Arc::clone(&ledger), swept.clone());
+        let (ground, ledger, swept) = (ground.clone(), Arc::clone(&tiers.ledger), swept.clone());
         let sweep = move || {
             swept.note(&ground.sweep(&ledger));
             if look % SWEEPS_TO_FORGET == 0 {
@@ -335,6 +346,7 @@ async fn sweep_forever(ground: Ground, ledger: Arc<Ledger>, swept: Swept) {
         if let Err(error) = tokio::task::spawn_blocking(sweep).await {
             tracing::error!(%error, "a look for dead processes' leftovers failed");
         }
+        tiers.docker.sweep(look % SWEEPS_TO_FORGET == 0).await;
     }
 }
 
@@ -354,12 +366,13 @@ fn take_place(data_dir: &Path, run_dir: &Path) -> Result<(Instance, Ground, Ledg
 }
 
 /// Takes the mark away if nothing of this process is left; else the next mayfly of this node finds it.
-fn leave_place(instance: &Instance, ground: &Ground, ledger: Ledger) {
+fn leave_place(instance: &Instance, ground: &Ground, ledger: Ledger, containers: bool) {
     let left = ground
         .remove_cgroups_of(instance.id())
         .map_err(|error| error.to_string())
         .and_then(|()| ledger.close().map_err(|error| error.to_string()));
     match left {
+        Ok(()) if containers => tracing::warn!("a container of this process's is left at the docker daemon"),
         Ok(()) => instance.retire(),
         Err(error) => tracing::warn!(%error, "something of this process's sandboxes is left"),
     }
@@ -378,7 +391,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
     let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
     let ended = ground.sweep(&ledger);
     forget_old(data_dir);
-    leave_place(&instance, &ground, ledger);
+    leave_place(&instance, &ground, ledger, false);
     Ok(ended)
 }
 
@@ -387,6 +400,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
 pub(crate) struct Tiers {
     chroot: Chroot,
     nspawn: Nspawn,
+    docker: docker::Tier,
     workshop: Arc<Workshop>,
     ledger: Arc<Ledger>,
 }
@@ -401,7 +415,8 @@ impl Maker for Arc<Tiers> {
         let proof = match kind.tier {
             Tier::Chroot => self.chroot.make(image, kind.limits).await?,
             Tier::Nspawn => self.nspawn.make(image, kind.limits).await?,
-            Tier::Docker | Tier::Vm => return Err(MakeError::NoSuchTier(kind.tier)),
+            Tier::Docker => self.docker.make(image, kind.limits).await?,
+            Tier::Vm => return Err(MakeError::NoSuchTier(kind.tier)),
         };
         let generation = proof.generation;
         self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;
@@ -415,7 +430,7 @@ impl Maker for Arc<Tiers> {
         }
     }
 
-    fn is_fit(&self, clean: &Clean) -> bool {
+    fn is_fit(&self, clean: &mut Clean) -> bool {
         clean.is_alive()
     }
 

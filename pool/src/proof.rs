@@ -21,11 +21,51 @@ pub(crate) fn check_job(sandbox: &Sandbox, identity: Identity) -> Result<(), Str
     let [pid] = pids[..] else {
         return Err(format!("{} processes in the job's cgroup, not one", pids.len()));
     };
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let status = status_of(pid)?;
     let uid = sandbox.id_base() + identity.uid;
     let gid = sandbox.id_base() + identity.gid;
     check_status(&status, uid, gid)
+}
+
+/// Checks a container's first process: no more rights than the job's.
+pub(crate) fn check_stripped(sandbox: &Sandbox, pid: i32, identity: Identity) -> Result<(), String> {
+    let status = status_of(pid)?;
+    let (uid, gid) = (sandbox.id_base() + identity.uid, sandbox.id_base() + identity.gid);
+    check_status(&without_own_group(&status, gid), uid, gid)
+}
+
+/// The same of the job's process. Docker lists the own group among the others, and taking it off needs a capability.
+pub(crate) fn check_job_of_container(sandbox: &Sandbox, identity: Identity) -> Result<(), String> {
+    let pids = sandbox.cgroup().job_pids();
+    match pids[..] {
+        [pid] => check_stripped(sandbox, pid, identity),
+        _ => Err(format!("{} processes in the job's cgroup, not one", pids.len())),
+    }
+}
+
+fn status_of(pid: i32) -> Result<String, String> {
+    let path = format!("/proc/{pid}/status");
+    fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))
+}
+
+fn without_own_group(status: &str, gid: u32) -> String {
+    let own = format!("Groups:\t{gid}");
+    let lines = status.lines().map(|line| if line.trim_end() == own { "Groups:" } else { line });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Checks that a process is in none of the host's namespaces of these kinds, as `/proc/PID/ns` names them.
+pub(crate) fn check_namespaces(pid: i32, kinds: &[&str]) -> Result<(), String> {
+    for kind in kinds {
+        let of = |pid: &str| {
+            let path = format!("/proc/{pid}/ns/{kind}");
+            fs::read_link(&path).map_err(|error| format!("cannot read {path}: {error}"))
+        };
+        if of(&pid.to_string())? == of("self")? {
+            return Err(format!("process {pid} is in the host's {kind} namespace"));
+        }
+    }
+    Ok(())
 }
 
 fn check_status(status: &str, uid: u32, gid: u32) -> Result<(), String> {
@@ -72,6 +112,15 @@ mod tests {
     #[test]
     fn a_confined_process_passes() {
         assert_eq!(check_status(CONFINED, 7, 8), Ok(()));
+    }
+
+    #[test]
+    fn the_own_group_is_no_group_of_anybody_elses() {
+        let listed = CONFINED.replace("Groups:\t", "Groups:\t8 ");
+        assert!(check_status(&listed, 7, 8).is_err());
+        assert_eq!(check_status(&without_own_group(&listed, 8), 7, 8), Ok(()));
+        let another = CONFINED.replace("Groups:\t", "Groups:\t8 9 ");
+        assert!(check_status(&without_own_group(&another, 8), 7, 8).is_err());
     }
 
     #[test]

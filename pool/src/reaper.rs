@@ -19,7 +19,8 @@ use nix::{
 use serde::Serialize;
 
 use crate::{
-    cgroup::{Hierarchy, read_pids},
+    cgroup::{Hierarchy, every_tree, read_pids},
+    docker,
     id::InstanceId,
     instance::{self, Owner},
     ledger::{self, Ledger},
@@ -43,6 +44,8 @@ pub struct Leftover {
     pub processes: usize,
     /// Its cgroups.
     pub cgroups: usize,
+    /// Its containers at the docker daemon.
+    pub containers: usize,
     /// Ranges of user ids that it holds.
     pub uid_ranges: usize,
 }
@@ -124,6 +127,7 @@ impl Ground {
             pid: dead.owner.pid,
             processes: self.processes_of(dead.instance).len(),
             cgroups: self.cgroups_of(dead.instance).len(),
+            containers: docker::noted(&dead.place).map_or(0, |daemon| docker::count(&daemon, dead.instance)),
             uid_ranges: uids::claims_of(&instance::uids(&self.run_dir), dead.instance)
                 .map_or(0, |claims| claims.len()),
         }
@@ -141,12 +145,10 @@ impl Ground {
     }
 
     fn cgroups_of(&self, instance: InstanceId) -> Vec<PathBuf> {
-        let name = instance::cgroup_name(instance);
-        self.hierarchy
-            .roots()
-            .into_iter()
-            .flat_map(|root| below(&root.join(&name)).unwrap_or_default())
-            .collect()
+        let names = [instance::cgroup_name(instance), instance::containers_cgroup_name(instance)];
+        let roots = self.hierarchy.roots();
+        let places = roots.iter().flat_map(|root| names.iter().map(|name| root.join(name)));
+        places.flat_map(|place| below(&place).unwrap_or_default()).collect()
     }
 
     /// Destroys first, forgets after.
@@ -154,6 +156,17 @@ impl Ground {
         let name = instance::cgroup_name(dead.instance);
         for root in self.hierarchy.roots() {
             end_tree(&root.join(&name))?;
+        }
+        if let Some(daemon) = docker::noted(&dead.place) {
+            // What runs is ended whether or not the daemon is there; what it keeps, by itself.
+            let name = instance::containers_cgroup_name(dead.instance);
+            for root in self.hierarchy.roots() {
+                end_processes(&root.join(&name))?;
+            }
+            docker::remove(&daemon, dead.instance).map_err(io::Error::other)?;
+            for tree in every_tree()? {
+                end_tree(&tree.join(&name))?;
+            }
         }
         uids::release_claims_of(&instance::uids(&self.run_dir), dead.instance)?;
         ledger::recover(&self.node, dead.instance, ledger).map_err(io::Error::other)?;
@@ -168,7 +181,7 @@ impl Ground {
                 _ => {}
             }
         }
-        Ok(())
+        docker::remove_cgroups_of(instance)
     }
 }
 
@@ -200,14 +213,20 @@ fn remove_nascent(place: &Path) {
     }
 }
 
+/// Kills what is in a cgroup and below.
+fn end_processes(directory: &Path) -> io::Result<()> {
+    for pid in below(directory)?.iter().flat_map(|path| read_pids(&path.join("cgroup.procs"))) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    Ok(())
+}
+
 /// Kills what is in a cgroup and below, and removes it.
 fn end_tree(directory: &Path) -> io::Result<()> {
     let started = Instant::now();
     loop {
         let directories = below(directory)?;
-        for pid in directories.iter().flat_map(|path| read_pids(&path.join("cgroup.procs"))) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        end_processes(directory)?;
         match directories.iter().try_for_each(fs::remove_dir) {
             Ok(()) => return Ok(()),
             Err(error) if started.elapsed() > PATIENCE => return Err(error),

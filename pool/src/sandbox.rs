@@ -17,6 +17,7 @@ use crate::{
     body::{DestroyError, NarrowError, Usage},
     cgroup::Cgroup,
     disk,
+    docker::{Container, Removed},
     ledger::Ended,
     limits::Limits,
     obituary::Obituary,
@@ -37,7 +38,10 @@ const BETWEEN_REMOVALS: Duration = Duration::from_millis(5);
 pub(crate) struct Remains {
     /// The first process, once there is one, and those that it cannot live without. The end of any is the end of all.
     vital: Vec<OwnedFd>,
-    cgroup: Cgroup,
+    /// Missing for as long as a container of it is being made.
+    cgroup: Option<Cgroup>,
+    /// Where a container engine has a part of it.
+    container: Option<Container>,
     uids: UidRange,
     /// Once the sandbox counts as clean.
     obituary: Option<Obituary>,
@@ -46,7 +50,14 @@ pub(crate) struct Remains {
 
 impl Remains {
     pub(crate) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self { vital: Vec::new(), cgroup, uids, obituary: None, endings: Arc::clone(&undertaker.endings) }
+        let endings = Arc::clone(&undertaker.endings);
+        Self { vital: Vec::new(), cgroup: Some(cgroup), container: None, uids, obituary: None, endings }
+    }
+
+    /// One that is a container, which need not be made yet.
+    pub(crate) fn of_container(container: Container, uids: UidRange, undertaker: &Undertaker) -> Self {
+        let endings = Arc::clone(&undertaker.endings);
+        Self { vital: Vec::new(), cgroup: None, container: Some(container), uids, obituary: None, endings }
     }
 
     pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
@@ -54,7 +65,7 @@ impl Remains {
     }
 
     pub(crate) fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
+        self.cgroup.as_ref().expect("a container is settled before anybody asks")
     }
 
     pub(crate) fn uids(&self) -> &UidRange {
@@ -73,21 +84,42 @@ impl Remains {
     }
 
     async fn end(self) -> Result<(), DestroyError> {
+        let Self { vital, cgroup, container, uids, .. } = self;
         // With the init of a pid namespace the kernel ends every process in it.
-        if let Err(error) = kill_and_wait(self.vital).await {
+        kill(&vital);
+        // Before the wait: only its engine can end a container that it has frozen.
+        let removed = match &container {
+            Some(container) => Some(container.remove().await),
+            None => None,
+        };
+        if let Err(error) = wait(vital).await {
             // Something may still run under these ids, so no other sandbox gets them.
-            self.uids.keep();
+            uids.keep();
             return Err(error);
         }
-        remove(&self.cgroup).await
+        if let Some(cgroup) = cgroup {
+            remove(&cgroup).await?;
+        }
+        match (container, removed) {
+            (Some(container), Some(Ok(Removed::Left))) => container.leave(uids),
+            (Some(container), Some(Err(error))) => {
+                container.leave(uids);
+                return Err(error);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
-async fn kill_and_wait(vital: Vec<OwnedFd>) -> Result<(), DestroyError> {
-    for process in &vital {
+fn kill(vital: &[OwnedFd]) {
+    for process in vital {
         // ESRCH: it has ended by itself already.
         let _ = pidfd_send_signal(process, Signal::KILL);
     }
+}
+
+async fn wait(vital: Vec<OwnedFd>) -> Result<(), DestroyError> {
     let gone = async {
         for process in vital {
             watch(process, Interest::READABLE)?.readable().await.map(drop)?;
@@ -142,6 +174,15 @@ impl Sandbox {
 
     pub(crate) fn cgroup(&self) -> &Cgroup {
         self.remains().cgroup()
+    }
+
+    /// The container has a cgroup, which is the sandbox's from now on.
+    pub(crate) fn settle(&mut self, cgroup: Cgroup) {
+        self.remains_mut().cgroup = Some(cgroup);
+    }
+
+    pub(crate) fn container(&self) -> Option<&Container> {
+        self.remains().container.as_ref()
     }
 
     /// The host's uid of the sandbox's uid 0.

@@ -66,10 +66,10 @@ impl<S, W> Shelf<S, W> {
     }
 
     /// Takes the sandbox that has waited longest and passes `fit`; gives the unfit ones back to be destroyed.
-    pub(crate) fn take(&mut self, fit: impl Fn(&S) -> bool) -> (Option<S>, Vec<S>) {
+    pub(crate) fn take(&mut self, fit: impl Fn(&mut S) -> bool) -> (Option<S>, Vec<S>) {
         let mut unfit = Vec::new();
-        while let Some((sandbox, _)) = self.ready.pop_front() {
-            if fit(&sandbox) {
+        while let Some((mut sandbox, _)) = self.ready.pop_front() {
+            if fit(&mut sandbox) {
                 self.counts.leased += 1;
                 return (Some(sandbox), unfit);
             }
@@ -165,13 +165,13 @@ impl<S, W> Shelf<S, W> {
         now: Instant,
         ttl: Duration,
         keep: usize,
-        fit: impl Fn(&S) -> bool,
+        fit: impl Fn(&mut S) -> bool,
     ) -> Vec<S> {
         let mut out = Vec::new();
         let mut stay = VecDeque::with_capacity(self.ready.len());
         let mut excess = self.ready.len().saturating_sub(keep);
-        for (sandbox, since) in self.ready.drain(..) {
-            if excess > 0 || now.duration_since(since) >= ttl || !fit(&sandbox) {
+        for (mut sandbox, since) in self.ready.drain(..) {
+            if excess > 0 || now.duration_since(since) >= ttl || !fit(&mut sandbox) {
                 excess = excess.saturating_sub(1);
                 out.push(sandbox);
             } else {

@@ -13,6 +13,7 @@ use crate::{
         Spawner,
         plan::{Entries, Plan},
     },
+    docker::DockerError,
     greeting::GreetingError,
     id::GenerationId,
     instance::Instance,
@@ -91,12 +92,20 @@ pub enum MakeError {
     /// There is no systemd-nspawn that could.
     #[error(transparent)]
     NoNspawn(#[from] NotInstalled),
+    /// The docker daemon.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// The sandbox ended while it was made.
+    #[error("the sandbox ended before it was clean")]
+    Died,
     /// systemd-nspawn ended, or did not say in time that its container runs.
     #[error("systemd-nspawn did not start the sandbox")]
     Supervisor(#[source] io::Error),
     /// It also said why.
-    #[error("systemd-nspawn complains: {said}")]
+    #[error("{who} complains: {said}")]
     Complaint {
+        /// Who makes the sandbox.
+        who: &'static str,
         /// Its own words.
         said: String,
         /// What failed with it.
@@ -112,6 +121,10 @@ impl Workshop {
     pub(crate) fn open(program: &Path, instance: Instance, hierarchy: Hierarchy) -> Result<Self, OpenError> {
         let spawner = Spawner::start(program).map_err(OpenError::Spawner)?;
         Ok(Self { instance, hierarchy, spawner, undertaker: Undertaker::start() })
+    }
+
+    pub(crate) fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
     }
 
     /// What must exist before the first process, so that nothing ever runs unlimited or unlabelled.

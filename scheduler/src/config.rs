@@ -4,6 +4,7 @@
 //! What is left out has a default. What is unknown or cannot be is refused, with the line and what to do.
 
 mod artifacts;
+mod docker;
 mod pool;
 mod services;
 mod tenants;
@@ -21,6 +22,7 @@ use thiserror::Error;
 
 pub use self::{
     artifacts::{ArtifactsPart, S3Part},
+    docker::DockerPart,
     pool::{Class, Keep, PoolPart},
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
@@ -41,6 +43,8 @@ pub struct Config {
     pub artifacts: Option<ArtifactsPart>,
     /// How many sandboxes there are.
     pub pool: PoolPart,
+    /// Which docker daemon makes containers.
+    pub docker: DockerPart,
     /// Limits of which sandboxes are made ahead, by name.
     pub classes: BTreeMap<String, Class>,
     /// What holds for tenants that do not say otherwise.
@@ -111,6 +115,7 @@ impl Config {
             artifacts.check()?;
         }
         self.pool.check(&self.classes)?;
+        self.docker.check()?;
         for (name, class) in &self.classes {
             class.limits().check().map_err(|error| ConfigError::Class { class: name.clone(), error })?;
         }

@@ -81,6 +81,7 @@ impl<'a> Report<'a> {
         self.result.tier = Some(lease.tier());
         self.result.image = Some(format!("{}@{}", image.name, image.digest));
         self.result.generation = Some(lease.generation().to_string());
+        self.result.notes.extend(lease.caveat().map(ToOwned::to_owned));
         self.result.source = Some(lease.source());
         self.result.cold_reason = lease.cold_reason();
     }

@@ -16,6 +16,9 @@ use crate::{
     limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
 };
 
+/// The controllers of the trees in which each sandbox has cgroups.
+pub(super) const LIMITING: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
+
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// Where the controllers are mounted.
@@ -95,6 +98,11 @@ impl Hierarchy {
             make_dir(&root.join(name).join("job"))?;
         }
         self.limit(name, limits)
+    }
+
+    /// The same in cgroups that are there, with their process in them.
+    pub(super) fn within(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        self.make(name, limits)
     }
 
     /// The limit of memory must not lie above the one of memory with swap at any time, so a limit can only become

@@ -63,6 +63,15 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// The same in a cgroup that is there, with `leader` in it: no process may stay in one that hands controllers down.
+    pub(super) fn within(&self, name: &Path, limits: &Limits, leader: i32) -> Result<(), CgroupError> {
+        let agent = self.root.join(name).join("agent");
+        make_dir(&agent)?;
+        write(&agent.join("cgroup.procs"), &leader.to_string())?;
+        // It is the host who brings the job's process to its leaf: nobody else need be able to.
+        self.make(name, limits, 0)
+    }
+
     pub(super) fn limit(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
         let sandbox = self.root.join(name);
         let job = sandbox.join("job");

@@ -15,12 +15,22 @@ pub(crate) enum Task {
     /// Start systemd-nspawn. Descriptors: stdin, stdout, stderr, its cgroup entry; back come its pidfd and the socket
     /// on which it says that its container runs.
     Nspawn(Launch),
-    /// Give a container of systemd-nspawn the root of a chroot sandbox. No descriptors.
+    /// Give another program's container the root of a chroot sandbox. No descriptors.
     Enclose {
         plan: Plan,
+        kind: Kind,
         /// Its first process. Whoever asks holds its pidfd, and looks afterwards whether it still lives.
         leader: i32,
     },
+}
+
+/// Whose users those of a container are.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// Its own: it has a user namespace.
+    OwnUsers,
+    /// The host's: it has none, and only the ids that mayfly gave it.
+    HostsUsers,
 }
 
 /// How to start systemd-nspawn.

@@ -26,10 +26,10 @@ use super::{
     devices,
     kernel::{self, Cloned},
     mounts::{self, clone_tree},
-    plan::{Answer, Entries, Failed, MAX_FDS, MAX_PLAN, Outcome, Plan, Step, Task},
+    plan::{Answer, Entries, Failed, Kind, MAX_FDS, MAX_PLAN, Outcome, Plan, Step, Task},
     setup::{self, Descriptors, Trees},
 };
-use crate::{nspawn, uids::RANGE};
+use crate::{enclose::enclose, nspawn, uids::RANGE};
 
 /// Everything but the cgroup and time namespaces, which the child enters by itself once it is where it belongs.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
@@ -60,9 +60,14 @@ fn perform(task: &Task, fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Outcome {
     match task {
         Task::Chroot(plan) => Ok(vec![spawn(plan, fds, devices)?]),
         Task::Nspawn(launch) => nspawn::launch(launch, fds),
-        Task::Enclose { plan, leader } => {
-            let trees = Trees::make(plan, *leader, devices)?;
-            nspawn::enclose(plan, trees, *leader)
+        Task::Enclose { plan, kind, leader } => {
+            let trees = match kind {
+                Kind::OwnUsers => Trees::make(plan, &users_of(*leader)?, devices)?,
+                Kind::HostsUsers => {
+                    Trees::make(plan, &shifted_users(plan.id_base)?, devices)?.with_scratch(plan)?
+                }
+            };
+            enclose(plan, trees, *leader, *kind)
         }
     }
 }
@@ -114,21 +119,47 @@ fn spawn(plan: &Plan, mut fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Result<
 
 /// Does for the child what only the host's root may: its id maps and its mounts.
 fn equip(plan: &Plan, pid: i32, devices: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<(), Failed> {
+    map_users(pid, plan.id_base)?;
+    Trees::make(plan, &users_of(pid)?, devices)?.send(child)
+}
+
+/// Maps the first ids of a user namespace to the range that begins at `id_base`.
+fn map_users(pid: i32, id_base: u32) -> Result<(), Failed> {
     let proc = format!("/proc/{pid}");
-    let map = format!("0 {} {RANGE}\n", plan.id_base);
+    let map = format!("0 {id_base} {RANGE}\n");
     fs::write(format!("{proc}/setgroups"), "deny").step("deny setgroups")?;
     fs::write(format!("{proc}/uid_map"), &map).step("write the uid map")?;
-    fs::write(format!("{proc}/gid_map"), &map).step("write the gid map")?;
-    Trees::make(plan, pid, devices)?.send(child)
+    fs::write(format!("{proc}/gid_map"), &map).step("write the gid map")
+}
+
+fn users_of(pid: i32) -> Result<fs::File, Failed> {
+    fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")
+}
+
+/// A user namespace in which nobody is: what the owners of files are mapped by where the sandbox has none.
+fn shifted_users(id_base: u32) -> Result<fs::File, Failed> {
+    match kernel::clone_into(libc::CLONE_NEWUSER as u64, None).step("clone into new users")? {
+        Cloned::Child => {
+            // Before it rests: nobody would end it if the spawner were killed in between.
+            let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Cloned::Parent { pid, pidfd } => {
+            let users = map_users(pid, id_base).and_then(|()| users_of(pid));
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            users
+        }
+    }
 }
 
 impl Trees {
-    /// Makes what only the host's root can, for the user namespace of `pid`.
-    fn make(plan: &Plan, pid: i32, devices: BorrowedFd<'_>) -> Result<Self, Failed> {
-        let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
+    /// Makes what only the host's root can, with owners as a user namespace maps them.
+    fn make(plan: &Plan, users: &fs::File, devices: BorrowedFd<'_>) -> Result<Self, Failed> {
         let image = clone_tree(rustix::fs::CWD, plan.rootfs.as_str()).step("open the image")?;
         let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        kernel::set_mount_attributes(&image, read_only, Some(userns.as_fd()))
+        kernel::set_mount_attributes(&image, read_only, Some(users.as_fd()))
             .step("map the image's owners")?;
 
         let (root, scratch) = if plan.writable_root {
@@ -142,6 +173,14 @@ impl Trees {
         // Not id-mapped: tmpfs allows that since Linux 6.3 only, and nodes that all may use need no owner inside.
         kernel::set_mount_attributes(&dev, attributes, None).step("lock the devices")?;
         Ok(Self { root, dev, scratch })
+    }
+
+    /// The throw-away disk too, for a sandbox in which the host's root cannot speak for the sandbox's.
+    fn with_scratch(mut self, plan: &Plan) -> Result<Self, Failed> {
+        if self.scratch.is_none() {
+            self.scratch = Some(mounts::scratch(plan, plan.id_base)?);
+        }
+        Ok(self)
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Finding, State};
 use crate::tier::Tier;
 
-/// The steps that neither the chroot nor the nspawn tier goes without: any of them failing refuses the sandbox.
+/// The steps that none of the tiers on the host's kernel goes without: any of them failing refuses the sandbox.
 const KERNEL_NEEDS: [&str; 11] = [
     "root",
     "user-namespaces",
@@ -38,10 +38,11 @@ pub(super) fn judge(findings: &[Finding]) -> Vec<TierReport> {
         Tier::Chroot => weigh(tier, &KERNEL_NEEDS, findings),
         // The same root in namespaces that another program makes.
         Tier::Nspawn => weigh(tier, &[&KERNEL_NEEDS[..], &["systemd-nspawn"]].concat(), findings),
-        Tier::Docker | Tier::Vm => TierReport {
+        Tier::Docker => weigh(tier, &[&KERNEL_NEEDS[..], &["docker"]].concat(), findings),
+        Tier::Vm => TierReport {
             tier,
             ready: false,
-            why_not: vec!["this build has the tiers chroot and nspawn only".to_owned()],
+            why_not: vec!["this build has the tiers chroot, nspawn and docker only".to_owned()],
             fix: None,
         },
     };
@@ -109,6 +110,22 @@ mod tests {
     }
 
     #[test]
+    fn the_docker_tier_needs_a_daemon_and_all_that_chroot_needs() {
+        let mut findings = all_ok();
+        let docker = |findings: &[Finding]| judge(findings)[2].clone();
+        assert_eq!((docker(&findings).tier, docker(&findings).ready), (Tier::Docker, false));
+        findings.push(Finding::new("docker", "it", State::Missing, "not here").mended_by("install it"));
+        assert_eq!(
+            (docker(&findings).why_not, docker(&findings).fix),
+            (vec!["it: not here".into()], Some("install it".into()))
+        );
+        findings[KERNEL_NEEDS.len()].state = State::Degraded;
+        assert!(docker(&findings).ready);
+        findings[0].state = State::Missing;
+        assert!(!docker(&findings).ready);
+    }
+
+    #[test]
     fn what_follows_from_a_missing_need_is_no_reason_of_its_own() {
         let mut findings = all_ok();
         findings[3].state = State::Missing;
@@ -125,6 +142,6 @@ mod tests {
     fn the_tiers_that_this_build_lacks_are_never_ready() {
         let reports = judge(&all_ok());
         assert_eq!(reports.len(), 4);
-        assert!(reports.iter().skip(2).all(|report| !report.ready && !report.why_not.is_empty()));
+        assert!(reports.iter().skip(3).all(|report| !report.ready && !report.why_not.is_empty()));
     }
 }

@@ -50,7 +50,7 @@ impl Maker for Arc<Script> {
         self.discarded.lock().unwrap().push(clean.0);
     }
 
-    fn is_fit(&self, clean: &Number) -> bool {
+    fn is_fit(&self, clean: &mut Number) -> bool {
         !self.dead.lock().unwrap().contains(&clean.0)
     }
 

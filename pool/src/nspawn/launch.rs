@@ -78,7 +78,7 @@ pub(crate) fn launch(launch: &Launch, fds: Vec<OwnedFd>) -> Outcome {
 }
 
 /// On which a clone says how it went.
-pub(super) fn tale() -> Result<(OwnedFd, OwnedFd), Failed> {
+pub(crate) fn tale() -> Result<(OwnedFd, OwnedFd), Failed> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
         .step("make the socket to a clone")?;
@@ -88,7 +88,7 @@ pub(super) fn tale() -> Result<(OwnedFd, OwnedFd), Failed> {
 }
 
 /// A clone's one word. One that ended without a word failed in `step`.
-pub(super) fn hear(from: BorrowedFd<'_>, step: &'static str) -> Outcome {
+pub(crate) fn hear(from: BorrowedFd<'_>, step: &'static str) -> Outcome {
     let mut buffer = [0; MAX_ANSWER];
     let (length, fds) = receive_with_fds(from, &mut buffer).step(step)?;
     match postcard::from_bytes(&buffer[..length]) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::command::AGENT_NEEDS;
-use crate::proof::check_fields;
+use crate::proof::{check_fields, check_namespaces};
 
 /// Each kind, as `/proc/PID/ns` names it.
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
@@ -26,16 +26,7 @@ pub(super) fn check(leader: i32, supervisor: i32, id_base: u32) -> Result<(), St
     let path = format!("/proc/{leader}/status");
     let status = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
     check_status(&status, supervisor, id_base)?;
-    for name in NAMESPACES {
-        let of = |pid: &str| {
-            let path = format!("/proc/{pid}/ns/{name}");
-            fs::read_link(&path).map_err(|error| format!("cannot read {path}: {error}"))
-        };
-        if of(&leader.to_string())? == of("self")? {
-            return Err(format!("systemd-nspawn left it in the host's {name} namespace"));
-        }
-    }
-    Ok(())
+    check_namespaces(leader, &NAMESPACES)
 }
 
 fn check_status(status: &str, supervisor: i32, id_base: u32) -> Result<(), String> {

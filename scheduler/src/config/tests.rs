@@ -40,6 +40,11 @@ fn every_default_that_the_example_shows_is_the_default() {
     for part in [&mut shown.broker.as_mut().unwrap().ca_file, &mut shown.store.as_mut().unwrap().ca_file] {
         assert_eq!(part.take(), Some(PathBuf::from("/etc/mayfly/ca.pem")));
     }
+    assert_eq!(
+        shown.docker.socket.take().map(|it| format!("unix://{it}")),
+        Some(::pool::DockerSettings::default().host)
+    );
+    assert_eq!(shown.docker.runtime.take().as_deref(), Some("runc"));
     assert_eq!(shown, plain);
 }
 
@@ -91,4 +96,17 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
             assert!(said.contains(word), "{text:?} is refused without {word:?}: {said}");
         }
     }
+}
+
+#[test]
+fn the_docker_socket_is_the_files_then_dockers_own_setting_then_the_usual_one() {
+    let host =
+        |text: &str, env: Option<&str>| load(text).unwrap().docker.settings(env.map(ToOwned::to_owned)).host;
+    let named = "[docker]\nsocket = '/run/other.sock'";
+    assert_eq!(host(named, Some("unix:///run/env.sock")), "unix:///run/other.sock");
+    assert_eq!(host("", Some("unix:///run/env.sock")), "unix:///run/env.sock");
+    assert_eq!(host("", Some("")), "unix:///var/run/docker.sock");
+    assert_eq!(host("", None), "unix:///var/run/docker.sock");
+    let relative = load("[docker]\nsocket = 'docker.sock'").unwrap_err().to_string();
+    assert!(relative.contains("docker.socket") && relative.contains("absolute"), "{relative}");
 }
