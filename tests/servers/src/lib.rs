@@ -3,6 +3,7 @@
 //! A server ends with the process that started it, however that ends: a keeper beside it waits for the end of a pipe
 //! that only this process holds. Knows nothing of mayfly.
 
+mod dockerd;
 mod port;
 mod process;
 mod proxy;
@@ -13,6 +14,7 @@ mod scratch;
 mod skip;
 mod trixie;
 
+pub use dockerd::{Dockerd, ask_docker};
 pub use port::free_port;
 pub use process::Process;
 pub use proxy::Proxy;
