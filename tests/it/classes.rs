@@ -23,7 +23,7 @@ const CLASSES: &str = "
 ";
 
 fn configured(place: &Place, mayfly: Mayfly) -> Mayfly {
-    mayfly.env("MAYFLY_CONFIG", place.node.write("mayfly.toml", CLASSES))
+    mayfly.env("MAYFLY_CONFIG", place.node.config(CLASSES))
 }
 
 fn a_job_in_a_sandbox_of_a_class_has_its_own_limits_and_not_the_classs(place: &Place) {

@@ -6,6 +6,7 @@
 //! nothing is left.
 
 mod cluster;
+mod dockerd;
 mod host;
 mod images;
 mod node;
@@ -15,6 +16,7 @@ mod wait;
 
 pub(crate) use self::{
     cluster::{Cluster, script},
+    dockerd::use_by,
     host::Sandbox,
     node::Node,
     process::{Finished, Mayfly, Running},

@@ -21,6 +21,7 @@ fn runs(tier: Tier) -> usize {
         Tier::Chroot => 200,
         // Each takes longer to make, and leaves the same traces or none.
         Tier::Nspawn => 100,
+        Tier::Docker => 50,
     }
 }
 

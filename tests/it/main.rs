@@ -2,7 +2,8 @@
 //!
 //! `conformance` is what a job finds, the same on every tier; `isolation` is what it must not find; `bad_input`
 //! is what people and scripts get wrong; `classes` is what an operator configures; `life` is what is left behind;
-//! `nspawn` what one tier alone has; `service` is hosts, brokers and producers; `layout` is the order of the crates.
+//! `nspawn` and `docker` what one tier alone has; `service` is hosts, brokers and producers; `layout` is the order of the
+//! crates.
 //!
 //! Needs root. Images come from `MAYFLY_DATA_DIR`, or are built once below the target directory.
 
@@ -10,6 +11,7 @@ mod bad_input;
 mod batch;
 mod classes;
 mod conformance;
+mod docker;
 mod harness;
 mod interrupts;
 mod isolation;

@@ -5,25 +5,42 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::dockerd;
+
 /// One live sandbox, by its cgroups.
 #[derive(Debug, Clone)]
 pub(crate) struct Sandbox {
     /// Its directory below the pids controller.
     directory: PathBuf,
-    /// `mayfly-<instance>/<sandbox>`.
+    /// `mayfly-<instance>/<sandbox>`, or `mayfly-<instance>-docker/<container>`.
     name: PathBuf,
+    generation: String,
 }
 
 impl Sandbox {
     /// Which life of a sandbox this is, as the ledger names it.
     pub(crate) fn generation(&self) -> &str {
-        self.name.file_name().unwrap().to_str().unwrap()
+        &self.generation
     }
 
     /// The live sandboxes of an instance, those that wait for a job included.
     pub(crate) fn all_of(instance: &str) -> Vec<Self> {
-        let instance = PathBuf::from(format!("mayfly-{instance}"));
-        let directories = cgroup_mounts().into_iter().map(|root| root.join(&instance));
+        let mut found = Self::below(&format!("mayfly-{instance}"));
+        let containers = Self::below(&format!("mayfly-{instance}-docker"));
+        if !containers.is_empty() {
+            let lives = dockerd::lives(instance);
+            let of_life = containers.into_iter().filter_map(|sandbox| {
+                let generation = lives.get(sandbox.generation())?.clone();
+                Some(Self { generation, ..sandbox })
+            });
+            found.extend(of_life);
+        }
+        found
+    }
+
+    fn below(instance: &str) -> Vec<Self> {
+        let instance = Path::new(instance);
+        let directories = cgroup_mounts().into_iter().map(|root| root.join(instance));
         // One tree is enough: v2, or the v1 controller that every sandbox is in.
         let Some(directory) = directories
             .clone()
@@ -36,7 +53,11 @@ impl Sandbox {
         entries
             .flatten()
             .filter(|entry| entry.path().is_dir())
-            .map(|entry| Self { name: instance.join(entry.file_name()), directory: entry.path() })
+            .map(|entry| Self {
+                name: instance.join(entry.file_name()),
+                directory: entry.path(),
+                generation: entry.file_name().into_string().unwrap(),
+            })
             .collect()
     }
 
@@ -82,17 +103,18 @@ fn pids(path: &Path) -> Vec<u32> {
 pub(crate) fn leftovers(instances: &[String], sessions: &[u32], run_dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for instance in instances {
-        let name = format!("mayfly-{instance}");
+        let names = [format!("mayfly-{instance}"), format!("mayfly-{instance}-docker")];
         found.extend(
             cgroup_mounts()
                 .iter()
-                .map(|root| root.join(&name))
+                .flat_map(|root| names.iter().map(|name| root.join(name)))
                 .filter(|path| path.exists())
                 .map(show("cgroup")),
         );
         let mark = run_dir.join("instances").join(instance);
         found.extend(Some(mark).filter(|path| path.exists()).map(show("mark")));
     }
+    found.extend(dockerd::leftovers(instances));
     for claim in fs::read_dir(run_dir.join("uids")).into_iter().flatten().flatten() {
         let owner = fs::read_to_string(claim.path()).unwrap_or_default();
         if instances.contains(&owner) {

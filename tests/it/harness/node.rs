@@ -16,6 +16,10 @@ use super::{Mayfly, Sandbox, host, images};
 pub(crate) struct Node {
     folder: TempDir,
     sessions: Arc<Mutex<Vec<u32>>>,
+    /// What its mayflies find in their environment besides.
+    env: Vec<(&'static str, String)>,
+    /// What every configuration of its mayflies ends with.
+    config: &'static str,
 }
 
 impl Node {
@@ -26,7 +30,25 @@ impl Node {
         }
         // Images are the same bytes for all; the ledger is what makes the node.
         symlink(images::store(), folder.path().join("data/images")).unwrap();
-        Self { folder, sessions: Arc::default() }
+        Self { folder, sessions: Arc::default(), env: Vec::new(), config: "" }
+    }
+
+    /// Puts something into the environment of its mayflies.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// Has its mayflies read a configuration that ends with this.
+    pub(crate) fn configured(mut self, config: &'static str) -> Self {
+        self.config = config;
+        let path = self.config("");
+        self.with("MAYFLY_CONFIG", &path)
+    }
+
+    /// A configuration file.
+    pub(crate) fn config(&self, text: &str) -> String {
+        self.write("mayfly.toml", format!("{text}{}", self.config))
     }
 
     /// A place for a test's own files.
@@ -57,6 +79,7 @@ impl Node {
     /// The same environment for another way to start it.
     pub(crate) fn place(&self, mayfly: Mayfly) -> Mayfly {
         let mayfly = mayfly.noted_in(&self.sessions);
+        let mayfly = self.env.iter().fold(mayfly, |mayfly, (name, value)| mayfly.env(name, value));
         mayfly.env("MAYFLY_DATA_DIR", self.data_dir()).env("TMPDIR", self.folder.path().join("tmp"))
     }
 

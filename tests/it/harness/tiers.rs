@@ -7,25 +7,31 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Mayfly, Node, Running, Sandbox, eventually};
+use super::{Finished, Mayfly, Node, Running, Sandbox, dockerd, eventually};
 
 /// How a sandbox is isolated. A tier joins the suite by a line here and one in [`on_every_tier`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
     Chroot,
     Nspawn,
+    Docker,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 2] = [Self::Chroot, Self::Nspawn];
+    pub(crate) const ALL: [Self; 3] = [Self::Chroot, Self::Nspawn, Self::Docker];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Chroot => "chroot",
             Self::Nspawn => "nspawn",
+            Self::Docker => "docker",
         }
     }
 }
+
+/// The first id of all sandboxes on the host, and how many each has.
+const FIRST_ID: u32 = 0x7000_0000;
+const IDS: u32 = 0x1_0000;
 
 /// Where a behaviour is looked at: a tier, on a node of the test's own.
 #[derive(Debug)]
@@ -43,6 +49,27 @@ impl Place {
     /// The same in another image.
     pub(crate) fn run_in<W: Into<String>>(&self, image: &str, job: impl IntoIterator<Item = W>) -> Mayfly {
         self.node.mayfly(["run", "--tier", self.tier.name(), "--image", image]).job(job)
+    }
+
+    /// A user or group id that a job saw, as the image knows it.
+    ///
+    /// On the docker tier there is no user namespace, so the job sees its ids as the host has them: the image's, behind
+    /// the first of a range that is this sandbox's alone.
+    pub(crate) fn inside(&self, seen: &str) -> u32 {
+        let id = seen.parse().unwrap();
+        match self.tier {
+            Tier::Chroot | Tier::Nspawn => id,
+            Tier::Docker => {
+                assert!(FIRST_ID <= id, "{id} may be somebody's on the host");
+                id % IDS
+            }
+        }
+    }
+
+    /// What a run said on stderr, without the warning that the runtime of this host's docker is old.
+    pub(crate) fn complaints(&self, finished: &Finished) -> String {
+        let old = |line: &str| self.tier == Tier::Docker && line.starts_with("mayfly: old runtime: runc ");
+        finished.stderr.split_inclusive('\n').filter(|line| !old(line)).collect()
     }
 
     /// A shell script, in `minimal`.
@@ -75,7 +102,7 @@ pub(crate) fn result_of(mayfly: Mayfly, code: i32) -> Value {
 /// Looks at a behaviour on one tier, or says by name that this host cannot.
 pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
     match ready(tier) {
-        Ok(()) => behaviour(&Place { tier, node: Node::new() }),
+        Ok(()) => behaviour(&Place { tier, node: node(tier) }),
         // Past the harness, which keeps what a test prints from whoever runs it.
         Err(reason) => {
             let _ = writeln!(io::stderr(), "skipped: tier {}: {reason}", tier.name());
@@ -83,10 +110,18 @@ pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
     }
 }
 
+/// A node whose mayflies can make sandboxes of a tier.
+fn node(tier: Tier) -> Node {
+    match (tier, dockerd::shared()) {
+        (Tier::Docker, Some(daemon)) => dockerd::use_by(Node::new(), daemon),
+        _ => Node::new(),
+    }
+}
+
 /// Whether this host can run a tier; why not, if it cannot. `mayfly doctor` knows.
 pub(crate) fn ready(tier: Tier) -> Result<(), String> {
     static REPORT: OnceLock<Value> = OnceLock::new();
-    let report = REPORT.get_or_init(|| Mayfly::new().args(["doctor", "--json"]).finish().json());
+    let report = REPORT.get_or_init(|| node(Tier::Docker).mayfly(["doctor", "--json"]).finish().json());
     let tiers = report["tiers"].as_array().unwrap();
     let entry = tiers.iter().find(|entry| entry["tier"] == tier.name()).unwrap();
     if entry["ready"] == true { Ok(()) } else { Err(entry["why_not"].to_string()) }
@@ -104,6 +139,11 @@ macro_rules! on_every_tier {
             #[test]
             fn on_nspawn() {
                 crate::harness::on(crate::harness::Tier::Nspawn, super::$behaviour);
+            }
+
+            #[test]
+            fn on_docker() {
+                crate::harness::on(crate::harness::Tier::Docker, super::$behaviour);
             }
         }
     )+ };

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, ops::Range};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Place, Sandbox, on_every_tier};
+use crate::harness::{Place, Sandbox, Tier, on_every_tier};
 
 on_every_tier! {
     two_live_sandboxes_share_no_user_id_and_none_with_the_host
@@ -38,7 +38,7 @@ fn two_live_sandboxes_share_no_user_id_and_none_with_the_host(place: &Place) {
         running.push(one);
     }
     for sandbox in place.node.sandboxes() {
-        ranges.push(ids(&sandbox));
+        ranges.push(ids(place, &sandbox));
     }
     let [one, two] = ranges.as_slice() else { panic!("{ranges:?}") };
     assert!(one.end <= two.start || two.end <= one.start, "{one:?} and {two:?} overlap");
@@ -49,13 +49,17 @@ fn two_live_sandboxes_share_no_user_id_and_none_with_the_host(place: &Place) {
 }
 
 /// The host's ids of everything in a sandbox: those that run, and the whole range that its user namespace maps.
-fn ids(sandbox: &Sandbox) -> Range<u32> {
+fn ids(place: &Place, sandbox: &Sandbox) -> Range<u32> {
     let mut range: Option<Range<u32>> = None;
     for pid in sandbox.job().into_iter().chain(sandbox.agent()) {
         let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
         let fields: Vec<u32> = map.split_whitespace().map(|field| field.parse().unwrap()).collect();
         let [0, start, count] = fields.as_slice() else { panic!("more than one mapping: {map}") };
-        let mapped = *start..start + count;
+        let mapped = match place.tier {
+            Tier::Chroot | Tier::Nspawn => *start..start + count,
+            // No user namespace: the ids are the host's, out of a range that is the sandbox's alone.
+            Tier::Docker => own_range(pid),
+        };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         for name in ["Uid:", "Gid:"] {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -68,6 +72,16 @@ fn ids(sandbox: &Sandbox) -> Range<u32> {
         range = Some(mapped);
     }
     range.expect("a sandbox that runs")
+}
+
+/// The range that a process's owner is in, if mayfly has given it.
+fn own_range(pid: u32) -> Range<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    let owner: u32 = line.split_whitespace().next().unwrap().parse().unwrap();
+    let start = owner & !0xffff;
+    assert!(start >= 0x7000_0000, "process {pid} is {start} and more on the host");
+    start..start + 0x1_0000
 }
 
 fn nothing_of_a_live_neighbour_is_seen(place: &Place) {
