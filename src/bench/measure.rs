@@ -60,6 +60,12 @@ impl Bench {
         Ok(Store::open(&self.config.data_dir.join("images"))?.resolve(reference)?.rootfs.clone())
     }
 
+    /// The docker daemon, and what it calls the image once the tier has handed it over.
+    pub(super) fn container(&self) -> Result<(String, String), StoreError> {
+        let image = Store::open(&self.config.data_dir.join("images"))?.resolve(&self.job.want.image)?;
+        Ok((self.config.docker.host.clone(), pool::docker_image(&image)))
+    }
+
     fn worker(&self, settings: Settings) -> Result<Worker, String> {
         let pool =
             Pool::open(&PoolConfig { settings, ..self.config.clone() }).map_err(|error| causes(&error))?;

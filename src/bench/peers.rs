@@ -28,14 +28,24 @@ pub(super) fn floor(rootfs: &Path, times: usize, gap: Duration) -> Result<Row, S
 }
 
 /// Every peer that this host has. One that does not start is left out: it is not what is measured.
-pub(super) fn installed(tier: Tier, rootfs: &Path, times: usize, during: Duration) -> Vec<Row> {
+pub(super) fn installed(
+    tier: Tier,
+    rootfs: &Path,
+    container: &(String, String),
+    times: usize,
+    during: Duration,
+) -> Vec<Row> {
     let root = rootfs.to_string_lossy().into_owned();
     let bwrap =
         ["--unshare-all", "--ro-bind", &root, "/", "--proc", "/proc", "--dev", "/dev", "/bin/echo", "hello"]
             .map(ToOwned::to_owned);
     let nspawn = alone("exec \"$@\"", nspawn(&root, &["/bin/echo", "hello"]));
-    let peers: [(&str, &str, &[String], usize); 2] =
-        [("bwrap", "bwrap", &bwrap, times), ("systemd-nspawn", "unshare", &nspawn, times.min(30))];
+    let docker = docker(container, &["/bin/echo", "hello"]);
+    let peers: [(&str, &str, &[String], usize); 3] = [
+        ("bwrap", "bwrap", &bwrap, times),
+        ("systemd-nspawn", "unshare", &nspawn, times.min(30)),
+        ("docker run --rm", "docker", &docker, times.min(30)),
+    ];
     let found = made_by_nspawn();
     let mut rows = Vec::new();
     for (name, program, arguments, times) in peers {
@@ -47,6 +57,9 @@ pub(super) fn installed(tier: Tier, rootfs: &Path, times: usize, during: Duratio
     }
     if tier == Tier::Nspawn {
         rows.extend(nspawns_at_once(&root, during));
+    }
+    if tier == Tier::Docker {
+        rows.extend(containers_at_once(container, during));
     }
     for cgroup in made_by_nspawn().into_iter().filter(|cgroup| !found.contains(cgroup)) {
         // Another's systemd-nspawn may be in it by now.
@@ -115,6 +128,44 @@ fn nspawns_at_once(root: &str, during: Duration) -> Option<Row> {
     Some(Row {
         name: "nspawn, 4 at once".to_owned(),
         boundary: "xargs -P4 systemd-nspawn of /bin/true, hardened as the tier has it: each from start to exit",
+        figure: Figure::Rate { per_second, n },
+    })
+}
+
+/// As hardened as it can be from its command line.
+fn docker((host, image): &(String, String), command: &[&str]) -> Vec<String> {
+    let options = [
+        "--host",
+        host,
+        "run",
+        "--rm",
+        "--network=none",
+        "--read-only",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--log-driver=none",
+        "--user=65534:65534",
+        "--memory=512m",
+        "--pids-limit=128",
+        image,
+    ];
+    options.iter().chain(command).map(|word| (*word).to_owned()).collect()
+}
+
+/// As many as four at once can do, started one after the other.
+fn containers_at_once(container: &(String, String), during: Duration) -> Option<Row> {
+    let n = (during.as_secs_f64() * 10.0).max(20.0) as usize;
+    let script = format!("seq {n} | xargs -P4 -I{{}} docker \"$@\"");
+    let words = docker(container, &["/bin/true"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, "sh"]).args(words);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let began = Instant::now();
+    command.status().ok().filter(ExitStatus::success)?;
+    let per_second = n as f64 / began.elapsed().as_secs_f64();
+    Some(Row {
+        name: "docker, 4 at once".to_owned(),
+        boundary: "xargs -P4 docker run --rm of /bin/true, hardened as the tier has it: each from start to exit",
         figure: Figure::Rate { per_second, n },
     })
 }
