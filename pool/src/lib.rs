@@ -28,6 +28,7 @@ mod shapes;
 mod shelf;
 mod sizing;
 mod tier;
+mod turns;
 mod uids;
 mod watch;
 mod workshop;

@@ -8,7 +8,7 @@ use rustix::{
 };
 use tokio::{
     io::Interest,
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -22,6 +22,7 @@ use crate::{
     limits::Limits,
     obituary::Obituary,
     pool::PoolSlot,
+    turns::{Turns, Youth},
     uids::UidRange,
     watch::watch,
 };
@@ -45,19 +46,29 @@ pub(crate) struct Remains {
     uids: UidRange,
     /// Once the sandbox counts as clean.
     obituary: Option<Obituary>,
-    endings: Arc<Semaphore>,
+    /// While its job begins.
+    youth: Option<Youth>,
+    turns: Arc<Turns>,
 }
 
 impl Remains {
     pub(crate) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
-        let endings = Arc::clone(&undertaker.endings);
-        Self { vital: Vec::new(), cgroup: Some(cgroup), container: None, uids, obituary: None, endings }
+        Self::of(Some(cgroup), None, uids, undertaker)
     }
 
     /// One that is a container, which need not be made yet.
     pub(crate) fn of_container(container: Container, uids: UidRange, undertaker: &Undertaker) -> Self {
-        let endings = Arc::clone(&undertaker.endings);
-        Self { vital: Vec::new(), cgroup: None, container: Some(container), uids, obituary: None, endings }
+        Self::of(None, Some(container), uids, undertaker)
+    }
+
+    fn of(
+        cgroup: Option<Cgroup>,
+        container: Option<Container>,
+        uids: UidRange,
+        undertaker: &Undertaker,
+    ) -> Self {
+        let turns = Arc::clone(&undertaker.turns);
+        Self { vital: Vec::new(), cgroup, container, uids, obituary: None, youth: None, turns }
     }
 
     pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
@@ -73,8 +84,8 @@ impl Remains {
     }
 
     async fn destroy(mut self) -> Result<(), DestroyError> {
-        // The semaphore is never closed; without a turn the end would only come sooner.
-        let _turn = Arc::clone(&self.endings).acquire_owned().await;
+        drop(self.youth.take());
+        let _turn = Arc::clone(&self.turns).end().await;
         let obituary = self.obituary.take();
         let ended = self.end().await;
         if let Some(obituary) = obituary {
@@ -194,8 +205,11 @@ impl Sandbox {
         self.remains_mut().obituary = Some(obituary);
     }
 
+    /// Its job has got it.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
-        if let Some(obituary) = &mut self.remains_mut().obituary {
+        let remains = self.remains_mut();
+        remains.youth = Some(remains.turns.begin());
+        if let Some(obituary) = &mut remains.obituary {
             obituary.hold(slot);
         }
     }
@@ -249,9 +263,7 @@ impl Drop for Sandbox {
 pub(crate) struct Undertaker {
     grave: mpsc::UnboundedSender<Remains>,
     task: JoinHandle<()>,
-    /// Twice as many end at once as there are CPUs, for an end is half waiting. Tearing down is work for the kernel,
-    /// and in a burst it must not take the CPUs from jobs that have not begun.
-    endings: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 impl Undertaker {
@@ -265,7 +277,7 @@ impl Undertaker {
             }
         });
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { grave, task, endings: Arc::new(Semaphore::new(2 * cpus)) }
+        Self { grave, task, turns: Turns::new(cpus) }
     }
 
     pub(crate) fn bury(&self, remains: Remains) {
