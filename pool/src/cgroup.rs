@@ -6,6 +6,7 @@
 //! been idle; a single thread that writes `0` into `tasks` does not wait at all), and the crates only attach
 //! from outside.
 
+mod place;
 mod v1;
 mod v2;
 
@@ -18,7 +19,12 @@ use std::{
 
 use thiserror::Error;
 
+pub(crate) use self::place::every_tree;
+use self::place::{mounts, place_of};
 use crate::{body::Usage, limits::Limits};
+
+/// The leaf with the job's processes.
+const JOB: &str = "job";
 
 /// The host's cgroup hierarchies, as found at start.
 #[derive(Debug, Clone)]
@@ -42,6 +48,8 @@ pub(crate) struct Cgroup {
     hierarchy: Hierarchy,
     /// `mayfly-<instance>/<sandbox>`, the same below each controller.
     name: PathBuf,
+    /// Whether agent and job are one to the host: they have a kernel of their own.
+    whole: bool,
 }
 
 /// A cgroup cannot be had, and at which file.
@@ -133,41 +141,6 @@ impl Hierarchy {
     }
 }
 
-/// Where a process is, if it is in the same place for each controller and that place is its own: see cgroups(7).
-fn place_of(table: &str, controllers: &[&str], unique: &str) -> Option<PathBuf> {
-    let place = |controller: &&str| {
-        table.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            controllers.split(',').any(|word| word == *controller).then_some(path)
-        })
-    };
-    let mut places = controllers.iter().map(place);
-    let first = places.next()??.trim_start_matches('/');
-    let own = Path::new(first).file_name()?.to_str()?.contains(unique);
-    let same = places.all(|place| place.is_some_and(|place| place.trim_start_matches('/') == first));
-    (own && same).then(|| first.into())
-}
-
-/// Every tree of cgroups on this host, whatever it counts. A container engine makes cgroups in all.
-pub(crate) fn every_tree() -> io::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mounts(&table).into_iter().map(|(_, point, _)| point.into()).collect())
-}
-
-/// `(type, mount point, super options)` of each cgroup mount in a mountinfo table, see proc(5).
-fn mounts(table: &str) -> Vec<(&str, &str, &str)> {
-    table
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut after = after.split(' ');
-            let kind = after.next().filter(|kind| kind.starts_with("cgroup"))?;
-            Some((kind, before.split(' ').nth(4)?, after.nth(1)?))
-        })
-        .collect()
-}
-
 impl Cgroup {
     /// Makes the cgroups with all limits in place. What was made before a failure is removed.
     ///
@@ -178,7 +151,7 @@ impl Cgroup {
         limits: &Limits,
         agent_uid: u32,
     ) -> Result<Self, CgroupError> {
-        let cgroup = Self { hierarchy: hierarchy.clone(), name };
+        let cgroup = Self { hierarchy: hierarchy.clone(), name, whole: false };
         let made = match hierarchy {
             Hierarchy::V1(v1) => v1.make(&cgroup.name, limits),
             Hierarchy::V2(v2) => v2.make(&cgroup.name, limits, agent_uid),
@@ -201,11 +174,7 @@ impl Cgroup {
         unique: &str,
         limits: &Limits,
     ) -> Result<Self, CgroupError> {
-        let path = PathBuf::from(format!("/proc/{leader}/cgroup"));
-        let table = fs::read_to_string(&path).map_err(|error| CgroupError::Open { path, error })?;
-        let name = place_of(&table, hierarchy.controllers(), unique)
-            .ok_or_else(|| CgroupError::Elsewhere { pid: leader, table: table.trim().replace('\n', ", ") })?;
-        let cgroup = Self { hierarchy: hierarchy.clone(), name };
+        let cgroup = Self::of(hierarchy, leader, unique, false)?;
         match hierarchy {
             Hierarchy::V1(v1) => v1.within(&cgroup.name, limits)?,
             Hierarchy::V2(v2) => v2.within(&cgroup.name, limits, leader)?,
@@ -213,11 +182,37 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// The same where a kernel of its own lies between, so that agent and job cannot be told apart. An empty leaf keeps
+    /// the cgroup, and what it has counted, when its processes have ended.
+    pub(crate) fn around(
+        hierarchy: &Hierarchy,
+        leader: i32,
+        unique: &str,
+        limits: &Limits,
+    ) -> Result<Self, CgroupError> {
+        let cgroup = Self::of(hierarchy, leader, unique, true)?;
+        for root in cgroup.own_roots() {
+            make_dir(&root.join(&cgroup.name).join(JOB))?;
+        }
+        cgroup.limit(limits)?;
+        Ok(cgroup)
+    }
+
+    fn of(hierarchy: &Hierarchy, leader: i32, unique: &str, whole: bool) -> Result<Self, CgroupError> {
+        let path = PathBuf::from(format!("/proc/{leader}/cgroup"));
+        let table = fs::read_to_string(&path).map_err(|error| CgroupError::Open { path, error })?;
+        let name = place_of(&table, hierarchy.controllers(), unique)
+            .ok_or_else(|| CgroupError::Elsewhere { pid: leader, table: table.trim().replace('\n', ", ") })?;
+        Ok(Self { hierarchy: hierarchy.clone(), name, whole })
+    }
+
     /// Sets the limits anew.
     pub(crate) fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
-        match &self.hierarchy {
-            Hierarchy::V1(v1) => v1.limit(&self.name, limits),
-            Hierarchy::V2(v2) => v2.limit(&self.name, limits),
+        match (&self.hierarchy, self.whole) {
+            (Hierarchy::V1(v1), false) => v1.limit(&self.name, limits),
+            (Hierarchy::V2(v2), false) => v2.limit(&self.name, limits),
+            (Hierarchy::V1(v1), true) => v1.limit_whole(&self.name, limits),
+            (Hierarchy::V2(v2), true) => v2.limit_whole(&self.name, limits),
         }
     }
 
@@ -248,14 +243,20 @@ impl Cgroup {
     }
 
     fn job(&self) -> PathBuf {
-        self.name.join("job")
+        self.name.join(JOB)
+    }
+
+    /// Whether agent and job are one to the host.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// What the job used so far. A counter that cannot be read counts as nothing: usage is never a reason to fail.
     pub(crate) fn usage(&self) -> Usage {
+        let counted = if self.whole { self.name.clone() } else { self.job() };
         match &self.hierarchy {
-            Hierarchy::V1(v1) => v1.usage(&self.name),
-            Hierarchy::V2(v2) => v2.usage(&self.name),
+            Hierarchy::V1(v1) => v1.usage(&counted),
+            Hierarchy::V2(v2) => v2.usage(&counted),
         }
     }
 
@@ -311,6 +312,14 @@ impl Cgroup {
     /// The host's pids in the agent's cgroup but for one.
     pub(crate) fn beside(&self, agent: i32) -> Vec<i32> {
         self.agent_pids().into_iter().filter(|pid| *pid != agent).collect()
+    }
+
+    /// Lets whoever made the cgroup remove it: runsc tries for five seconds. What it has counted goes with it.
+    pub(crate) fn let_go(&self) {
+        for root in self.own_roots().into_iter().filter(|_| self.whole) {
+            // What is still there goes with the rest.
+            let _ = fs::remove_dir(root.join(self.job()));
+        }
     }
 
     /// Removes the cgroups. All processes must be gone.
@@ -375,36 +384,4 @@ fn read_key(path: &Path, key: &str) -> u64 {
         .find(|(name, _)| *name == key)
         .and_then(|(_, value)| value.trim().parse().ok())
         .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mount_table_gives_type_place_and_options_of_cgroup_mounts_only() {
-        let table = "\
-            24 30 0:22 / /proc rw,relatime - proc proc rw\n\
-            31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
-            32 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(
-            mounts(table),
-            [
-                ("cgroup", "/sys/fs/cgroup/cpu,cpuacct", "rw,cpu,cpuacct"),
-                ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_process_is_in_a_place_of_its_own_or_it_is_refused() {
-        let two = ["memory", "cpu"];
-        let table = "4:cpu,cpuacct:/mayfly/c0ffee\n2:memory:/mayfly/c0ffee\n1:name=systemd:/\n0::/\n";
-        assert_eq!(place_of(table, &two, "c0ffee"), Some("mayfly/c0ffee".into()));
-        assert_eq!(place_of(table, &two, "another"), None);
-        assert_eq!(place_of(&table.replace("memory:/mayfly", "memory:/other"), &two, "c0ffee"), None);
-        assert_eq!(place_of(table, &["memory", "pids"], "c0ffee"), None);
-        let unified = "0::/system.slice/docker-c0ffee.scope\n";
-        assert_eq!(place_of(unified, &[""], "c0ffee"), Some("system.slice/docker-c0ffee.scope".into()));
-    }
 }

@@ -11,6 +11,10 @@
 //! agent and job are one user, whose id on the host no other sandbox has; nothing inside ever has a capability. The agent
 //! is no dumpable process and hidden in `/proc`, cannot be signalled by its own namespace, and the job's filter refuses
 //! what could throttle another process.
+//!
+//! A runtime with a kernel of its own (gVisor's `runsc`, Kata) is another matter: the host sees one program, of which it
+//! bounds memory and CPU time. Root and disks stay as the daemon makes them, and what is said of the inside is the agent's
+//! word.
 
 mod engine;
 mod error;
@@ -66,6 +70,9 @@ use crate::{
     workshop::{MAKING_DEADLINE, MakeError, Workshop},
 };
 
+/// A daemon or a runtime may hang for ever in the middle of a start.
+const STARTING_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How often the container's first process is looked at until it is the agent.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
@@ -101,10 +108,19 @@ impl Tier {
         Self { workshop, settings, node: node.to_owned(), images, daemon: OnceCell::new() }
     }
 
+    /// Whether the runtime may have a kernel of its own.
+    pub(crate) fn may_have_own_kernel(&self) -> bool {
+        self.settings.may_have_own_kernel()
+    }
+
     /// Makes a sandbox and proves that it is clean.
     pub(crate) async fn make(&self, image: Arc<Image>, limits: Limits) -> Result<Proof, MakeError> {
         let started = Instant::now();
         let daemon = self.daemon.get_or_try_init(|| self.reach()).await?;
+        if daemon.engine.own_kernel && image.config.root == RootMode::Writable {
+            let (image, runtime) = (image.name.to_string(), daemon.engine.runtime.clone());
+            return Err(DockerError::WritableRoot { image, runtime }.into());
+        }
         let name = self.images.hand_over(daemon.fleet.client(), &image).await?;
 
         let generation = Id::random();
@@ -124,16 +140,24 @@ impl Tier {
             }
             let Running { id, mut channel, leader } = running?;
             sandbox.depend_on(handle(leader)?);
+            let writable_root = image.config.root == RootMode::Writable;
+            if daemon.engine.own_kernel {
+                // What is inside is that kernel's: the host bounds the whole, and believes the agent.
+                sandbox.settle(Cgroup::around(self.workshop.hierarchy(), leader, &id, &limits)?);
+                let ready = greeting::greet(&mut channel, None, writable_root, MAKING_DEADLINE).await?;
+                return Ok((channel, ready));
+            }
             sandbox.settle(Cgroup::within(self.workshop.hierarchy(), leader, &id, &limits)?);
             await_agent(leader).await?;
             self.enclose(&image, &limits, &sandbox, leader).await?;
-            let writable_root = image.config.root == RootMode::Writable;
             let ready = greeting::greet(&mut channel, None, writable_root, MAKING_DEADLINE).await?;
             bring_job_to_its_leaf(&sandbox, leader).await?;
             check(&sandbox, leader, &image)?;
             Ok((channel, ready))
         };
-        let settled: Result<_, MakeError> = settled.await;
+        let settled: Result<_, MakeError> = timeout(STARTING_DEADLINE, settled)
+            .await
+            .unwrap_or_else(|_| Err(DockerError::Slow(STARTING_DEADLINE).into()));
         // Why the runtime or the agent gave up stands there and nowhere else.
         let (channel, ready) = settled.map_err(|error| match complaints.said() {
             Some(said) => MakeError::Complaint { who: "the container", said, error: Box::new(error) },
@@ -190,6 +214,7 @@ impl Tier {
             gid: uids.base() + image.config.group,
             limits,
             runtime: daemon.engine.runtime.clone(),
+            own_kernel: daemon.engine.own_kernel,
             cgroup_parent: daemon.engine.places_cgroups.then(|| format!("/{}", parent.display())),
             labels: labels::of(instance, &self.node.to_string_lossy(), generation),
         }

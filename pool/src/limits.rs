@@ -8,6 +8,9 @@ const MIB: u64 = 1024 * 1024;
 /// The agent needs room of its own beside the job, in bytes. It is added to the job's memory.
 pub(crate) const AGENT_MEMORY: u64 = 16 * MIB;
 
+/// The same for a sandbox with a kernel of its own, which holds caches and tables beside what the job has.
+pub(crate) const KERNEL_MEMORY: u64 = 64 * MIB;
+
 /// The agent and its armed child before the job is there; the job's own limit counts only the job.
 pub(crate) const AGENT_PIDS: u64 = 8;
 

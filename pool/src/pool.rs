@@ -317,7 +317,8 @@ impl Pool {
             return Err(CheckoutError::TierMissing(want.tier));
         }
         let image = self.images.resolve(&want.image)?;
-        let (limits, measured) = match self.shapes.of(&want.limits) {
+        let exact_disk = want.tier == Tier::Docker && self.tiers.docker.may_have_own_kernel();
+        let (limits, measured) = match self.shapes.of(&want.limits, exact_disk) {
             Shape::Class(limits) => (limits, false),
             Shape::Measured(limits) => (limits, true),
         };

@@ -96,6 +96,9 @@ impl Remains {
 
     async fn end(self) -> Result<(), DestroyError> {
         let Self { vital, cgroup, container, uids, .. } = self;
+        if let Some(cgroup) = &cgroup {
+            cgroup.let_go();
+        }
         // With the init of a pid namespace the kernel ends every process in it.
         kill(&vital);
         // Before the wait: only its engine can end a container that it has frozen.
@@ -237,8 +240,9 @@ impl Sandbox {
         self.cgroup().usage()
     }
 
-    pub(crate) fn survivors(&self) -> usize {
-        self.cgroup().job_pids().len()
+    /// How many processes of the job there are, unless only its own kernel knows.
+    pub(crate) fn survivors(&self) -> Option<usize> {
+        (!self.cgroup().is_whole()).then(|| self.cgroup().job_pids().len())
     }
 
     pub(crate) async fn destroy(mut self) -> Result<(), DestroyError> {

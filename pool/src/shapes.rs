@@ -25,12 +25,14 @@ impl Shapes {
         Self(classes)
     }
 
-    /// The shape for a job with these limits.
-    pub(crate) fn of(&self, asked: &Limits) -> Shape {
+    /// The shape for a job with these limits. `exact_disk` where the disk of a sandbox cannot be narrowed.
+    pub(crate) fn of(&self, asked: &Limits, exact_disk: bool) -> Shape {
         if self.0.is_empty() {
             return Shape::Class(*asked);
         }
-        match self.0.iter().find(|class| class.holds(asked)) {
+        let disk = |limits: &Limits| (limits.disk, limits.inodes);
+        let fits = |class: &&Limits| class.holds(asked) && (!exact_disk || disk(class) == disk(asked));
+        match self.0.iter().find(fits) {
             Some(class) => Shape::Class(*class),
             None => Shape::Measured(*asked),
         }
@@ -51,24 +53,35 @@ mod tests {
     fn a_job_gets_the_smallest_class_that_holds_all_it_asks() {
         let (small, wide, large) = (limits(256, 1000), limits(256, 2000), limits(1024, 4000));
         let shapes = Shapes::new(vec![large, wide, small]);
-        assert_eq!(shapes.of(&limits(100, 500)), Shape::Class(small));
-        assert_eq!(shapes.of(&small), Shape::Class(small));
-        assert_eq!(shapes.of(&limits(100, 1500)), Shape::Class(wide));
-        assert_eq!(shapes.of(&limits(300, 100)), Shape::Class(large));
+        assert_eq!(shapes.of(&limits(100, 500), false), Shape::Class(small));
+        assert_eq!(shapes.of(&small, false), Shape::Class(small));
+        assert_eq!(shapes.of(&limits(100, 1500), false), Shape::Class(wide));
+        assert_eq!(shapes.of(&limits(300, 100), false), Shape::Class(large));
         let more_disk = Limits { disk: 200 * MIB, ..limits(256, 1000) };
-        assert_eq!(shapes.of(&more_disk), Shape::Class(large));
+        assert_eq!(shapes.of(&more_disk, false), Shape::Class(large));
     }
 
     #[test]
     fn what_fits_no_class_is_made_to_measure() {
         let shapes = Shapes::new(vec![limits(256, 1000)]);
         let asked = limits(512, 1000);
-        assert_eq!(shapes.of(&asked), Shape::Measured(asked));
+        assert_eq!(shapes.of(&asked, false), Shape::Measured(asked));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_narrowed_must_be_the_classs_own() {
+        let (small, large) = (limits(256, 1000), limits(1024, 4000));
+        let shapes = Shapes::new(vec![small, large]);
+        let less_memory = Limits { memory: 100 * MIB, ..small };
+        assert_eq!(shapes.of(&less_memory, true), Shape::Class(small));
+        let less_disk = Limits { disk: 50 * MIB, ..small };
+        assert_eq!(shapes.of(&less_disk, true), Shape::Measured(less_disk));
+        assert_eq!(shapes.of(&less_disk, false), Shape::Class(small));
     }
 
     #[test]
     fn without_classes_every_set_of_limits_is_its_own() {
         let asked = limits(123, 456);
-        assert_eq!(Shapes::default().of(&asked), Shape::Class(asked));
+        assert_eq!(Shapes::default().of(&asked, false), Shape::Class(asked));
     }
 }

@@ -12,6 +12,7 @@ mod batch;
 mod classes;
 mod conformance;
 mod docker;
+mod gvisor;
 mod harness;
 mod interrupts;
 mod isolation;

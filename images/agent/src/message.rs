@@ -106,7 +106,7 @@ pub struct Ready {
     pub version: u16,
     /// The host's nonce.
     pub nonce: Nonce,
-    /// The kernel's boot id as seen inside.
+    /// The kernel's boot id as seen inside; empty where that kernel, such as gVisor's, has none.
     pub boot_id: String,
     /// The kernel's release as seen inside.
     pub kernel: String,

@@ -101,7 +101,11 @@ fn empty_bounding_set() {
 }
 
 fn clear_ambient() -> Result<(), Errno> {
-    sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0).map(drop)
+    match sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0) {
+        // A kernel without an ambient set, such as gVisor's: there is nothing to clear.
+        Err(Errno::EINVAL) => Ok(()),
+        cleared => cleared.map(drop),
+    }
 }
 
 /// All five capability sets are empty, or the sandbox is refused.
@@ -136,8 +140,8 @@ impl Set {
             match found {
                 Ok(0) => {}
                 Ok(_) => return Ok(false),
-                // Past the kernel's last capability.
-                Err(Errno::EINVAL) if capability > 0 => break,
+                // Past the kernel's last capability, or a kernel without an ambient set.
+                Err(Errno::EINVAL) if capability > 0 || matches!(self, Self::Ambient) => break,
                 Err(errno) => return Err(errno),
             }
         }

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs;
 use std::os::fd::AsFd;
+use std::{fs, io};
 
 use agent::codec::{FIRST_AGENT_STREAM, Frame, StreamId};
 use agent::message::{Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
@@ -151,9 +151,12 @@ fn confine_agent(hello: &Hello) -> Result<(), Failure> {
 }
 
 fn boot_id() -> Result<String, Failure> {
-    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let text = read.map_err(|error| Failure::of_io("read the boot id", &error))?;
-    Ok(text.trim_end().to_owned())
+    match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        // gVisor's kernel has none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Failure::of_io("read the boot id", &error)),
+    }
 }
 
 impl Session {

@@ -13,7 +13,7 @@ use std::{
 use super::{CgroupError, make_dir, open, read_key, read_number, write};
 use crate::{
     body::Usage,
-    limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
+    limits::{AGENT_MEMORY, AGENT_PIDS, KERNEL_MEMORY, Limits},
 };
 
 /// The controllers of the trees in which each sandbox has cgroups.
@@ -118,8 +118,7 @@ impl Hierarchy {
 
         let cpu = self.cpu.join(name).join("job");
         write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
-        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
-        write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())
+        write(&cpu.join("cpu.cfs_quota_us"), &cpu_quota(limits).to_string())
     }
 
     /// By what a process enters a sandbox's cgroup, and the devices' one of its instance.
@@ -134,14 +133,26 @@ impl Hierarchy {
             .collect()
     }
 
-    pub(super) fn usage(&self, name: &Path) -> Usage {
-        let memory = self.memory.join(name).join("job");
+    /// Limits a sandbox with a kernel of its own, which is one to the host's.
+    pub(super) fn limit_whole(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        limit_memory(&self.memory.join(name), limits.memory + KERNEL_MEMORY)?;
+        let cpu = self.cpu.join(name);
+        write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+        write(&cpu.join("cpu.cfs_quota_us"), &cpu_quota(limits).to_string())
+    }
+
+    pub(super) fn usage(&self, cgroup: &Path) -> Usage {
+        let memory = self.memory.join(cgroup);
         Usage {
-            cpu: Duration::from_nanos(read_number(&self.cpuacct.join(name).join("job/cpuacct.usage"))),
+            cpu: Duration::from_nanos(read_number(&self.cpuacct.join(cgroup).join("cpuacct.usage"))),
             peak_memory: read_number(&memory.join("memory.max_usage_in_bytes")),
             oom_kills: read_key(&memory.join("memory.oom_control"), "oom_kill"),
         }
     }
+}
+
+fn cpu_quota(limits: &Limits) -> u64 {
+    u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000
 }
 
 /// Limits memory and, where the kernel counts it, memory with swap to the same number: no swap.

@@ -13,7 +13,7 @@ use std::{
 use super::{CgroupError, make_dir, open, read_key, read_number, write};
 use crate::{
     body::Usage,
-    limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
+    limits::{AGENT_MEMORY, AGENT_PIDS, KERNEL_MEMORY, Limits},
 };
 
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -78,8 +78,7 @@ impl Hierarchy {
         write(&sandbox.join("memory.max"), &(limits.memory + AGENT_MEMORY).to_string())?;
         write(&job.join("memory.max"), &limits.memory.to_string())?;
         write(&job.join("pids.max"), &limits.pids.to_string())?;
-        let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
-        write(&job.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))
+        write(&job.join("cpu.max"), &cpu_max(limits))
     }
 
     /// Hands the controllers down from the root to the sandbox's directory.
@@ -100,8 +99,15 @@ impl Hierarchy {
         open(&self.root.join(leaf), &options)
     }
 
-    pub(super) fn usage(&self, name: &Path) -> Usage {
-        let job = self.root.join(name).join("job");
+    /// Limits a sandbox with a kernel of its own, which is one to the host's.
+    pub(super) fn limit_whole(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        let sandbox = self.root.join(name);
+        write(&sandbox.join("memory.max"), &(limits.memory + KERNEL_MEMORY).to_string())?;
+        write(&sandbox.join("cpu.max"), &cpu_max(limits))
+    }
+
+    pub(super) fn usage(&self, cgroup: &Path) -> Usage {
+        let job = self.root.join(cgroup);
         Usage {
             cpu: Duration::from_micros(read_key(&job.join("cpu.stat"), "usage_usec")),
             // memory.peak came with Linux 5.19; before it the peak is not known to the host.
@@ -109,4 +115,8 @@ impl Hierarchy {
             oom_kills: read_key(&job.join("memory.events"), "oom_kill"),
         }
     }
+}
+
+fn cpu_max(limits: &Limits) -> String {
+    format!("{} {CPU_PERIOD_US}", u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000)
 }

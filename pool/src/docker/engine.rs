@@ -17,8 +17,8 @@ use super::{
 const TIMEOUT_SECONDS: u64 = 120;
 
 /// Runtimes whose containers are processes of the host's kernel: mayfly looks at them and puts their root together. Others
-/// (gVisor, Kata) have a kernel of their own between.
-const SHARING: [&str; 3] = ["runc", "crun", "youki"];
+/// (gVisor's `runsc`, Kata) have a kernel of their own between, and are used only if they are named.
+pub(super) const SHARING: [&str; 3] = ["runc", "crun", "youki"];
 
 /// What a daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,13 +33,21 @@ pub struct Engine {
     pub old: bool,
     /// Whether a container's cgroup can be put where mayfly says: the daemon makes cgroups by itself, and not systemd.
     pub(super) places_cgroups: bool,
+    /// Whether a kernel of its own lies between a container and the host's.
+    pub own_kernel: bool,
 }
 
 impl Engine {
     /// What results say of a runtime that should not be used.
     pub(super) fn caveat(&self) -> Option<String> {
+        let Self { runtime, old, own_kernel, .. } = self;
+        if *own_kernel {
+            return Some(format!(
+                "runtime {runtime}: it has a kernel of its own, and the host does not see the job's processes"
+            ));
+        }
         let version = self.runtime_version.as_deref().unwrap_or("of an unknown version");
-        self.old.then(|| format!("old runtime: {} {version} has known ways out of a container", self.runtime))
+        old.then(|| format!("old runtime: {runtime} {version} has known ways out of a container"))
     }
 }
 
@@ -81,8 +89,9 @@ fn judge(version: &SystemVersion, info: &SystemInfo, settings: &Docker) -> Resul
         return Err(DockerError::NoRuntime { runtime, known: names.join(", ") });
     };
     let program = known.path.as_deref().unwrap_or(&runtime).rsplit('/').next().unwrap_or_default().to_owned();
-    if !SHARING.contains(&program.as_str()) {
-        return Err(DockerError::OwnKernel { runtime });
+    let own_kernel = !SHARING.contains(&program.as_str());
+    if own_kernel && settings.runtime.is_none() {
+        return Err(DockerError::Unnamed { runtime });
     }
     let runtime_version = version_of(version, &program);
     // The floor is runc's; the others never had these faults, or not these versions.
@@ -96,6 +105,7 @@ fn judge(version: &SystemVersion, info: &SystemInfo, settings: &Docker) -> Resul
         runtime,
         runtime_version,
         old,
+        own_kernel,
         places_cgroups: info.cgroup_driver == Some(SystemInfoCgroupDriverEnum::CGROUPFS),
     })
 }

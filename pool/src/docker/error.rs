@@ -42,11 +42,11 @@ pub enum DockerError {
         /// What there is.
         known: String,
     },
-    /// Containers of this runtime are no processes of the host's kernel.
+    /// The daemon would take a runtime whose containers are no processes of the host's kernel.
     #[error(
-        "the runtime \"{runtime}\" has a kernel of its own, and the docker tier works with runtimes that share the host's: runc, crun, youki"
+        "the docker daemon's default runtime \"{runtime}\" has a kernel of its own, which makes other sandboxes: it is used only if it is named"
     )]
-    OwnKernel {
+    Unnamed {
         /// Which.
         runtime: String,
     },
@@ -60,6 +60,19 @@ pub enum DockerError {
         runtime: String,
         /// Its version.
         found: String,
+    },
+    /// The daemon or the runtime hangs.
+    #[error("the container had not started {0:?} after it was ordered")]
+    Slow(std::time::Duration),
+    /// What is written to the root could not be bounded.
+    #[error(
+        "image {image} has a writable root, and with the runtime \"{runtime}\" nothing would bound what a job writes to it"
+    )]
+    WritableRoot {
+        /// Which image.
+        image: String,
+        /// The runtime.
+        runtime: String,
     },
     /// An image cannot be read for the daemon.
     #[error("cannot hand the image to the docker daemon")]
@@ -100,7 +113,7 @@ impl DockerError {
             Self::OldRuntime { .. } => {
                 "install a newer runc, or set `allow_old_runtime = true` in [docker] of mayfly.toml"
             }
-            Self::NoRuntime { .. } | Self::OwnKernel { .. } => "set `runtime` in [docker] of mayfly.toml",
+            Self::NoRuntime { .. } | Self::Unnamed { .. } => "set `runtime` in [docker] of mayfly.toml",
             _ => "look at the daemon's log",
         }
     }

@@ -11,7 +11,7 @@ use bollard::models::{
 };
 
 use crate::{
-    limits::{AGENT_MEMORY, AGENT_PIDS, Limits},
+    limits::{AGENT_MEMORY, AGENT_PIDS, KERNEL_MEMORY, Limits},
     workshop::HOSTNAME,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Order {
     pub(super) gid: u32,
     pub(super) limits: Limits,
     pub(super) runtime: String,
+    /// Whether the runtime has a kernel of its own.
+    pub(super) own_kernel: bool,
     /// Where its cgroup is put, if the daemon can be told.
     pub(super) cgroup_parent: Option<String>,
     pub(super) labels: HashMap<String, String>,
@@ -59,7 +61,10 @@ impl Order {
 
     fn host_config(self) -> HostConfig {
         let Limits { cpu_millis, memory, pids, disk, inodes, open_files } = self.limits;
-        let memory = (memory + AGENT_MEMORY).cast_signed();
+        let beside = if self.own_kernel { KERNEL_MEMORY } else { AGENT_MEMORY };
+        let memory = (memory + beside).cast_signed();
+        // Such a kernel's own threads are many, and it counts processes by itself.
+        let pids = (!self.own_kernel).then(|| (AGENT_PIDS + u64::from(pids)).cast_signed());
         HostConfig {
             privileged: Some(false),
             cap_drop: Some(vec!["ALL".to_owned()]),
@@ -68,6 +73,9 @@ impl Order {
             readonly_rootfs: Some(true),
             tmpfs: Some(tmpfs(disk, inodes)),
             network_mode: Some("none".to_owned()),
+            // Else its `resolv.conf` would name the host's own.
+            dns: Some(vec!["127.0.0.1".to_owned()]),
+            dns_search: Some(vec![".".to_owned()]),
             ipc_mode: Some("private".to_owned()),
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
@@ -75,7 +83,7 @@ impl Order {
             memory: Some(memory),
             // Together with swap: there is none.
             memory_swap: Some(memory),
-            pids_limit: Some((AGENT_PIDS + u64::from(pids)).cast_signed()),
+            pids_limit: pids,
             cpu_period: Some(CPU_PERIOD_US),
             // The job's leaf has the job's; the agent, which must not wait for it, has one CPU more. `nano_cpus` would be
             // refused where a job may use more CPUs than there are.
@@ -105,22 +113,22 @@ fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
 mod tests {
     use super::*;
 
-    fn body() -> ContainerCreateBody {
-        let order = Order {
+    fn order() -> Order {
+        Order {
             image: "mayfly:0".to_owned(),
             uid: 0x7000_0000,
             gid: 0x7000_0001,
             limits: Limits { cpu_millis: 64_000, ..Limits::default() },
             runtime: "runc".to_owned(),
+            own_kernel: false,
             cgroup_parent: None,
             labels: HashMap::new(),
-        };
-        order.body()
+        }
     }
 
     #[test]
     fn a_container_is_given_nothing_that_it_could_do_without() {
-        let body = body();
+        let body = order().body();
         let host = body.host_config.unwrap();
         assert_eq!(body.user.unwrap(), "1879048192:1879048193");
         assert_eq!((host.privileged, host.readonly_rootfs, body.tty), (Some(false), Some(true), Some(false)));
@@ -133,6 +141,14 @@ mod tests {
         assert_eq!((host.pid_mode, host.uts_mode, host.userns_mode), (None, None, None));
         assert_eq!((host.memory, host.auto_remove), (host.memory_swap, Some(true)));
         assert_eq!(host.log_config.unwrap().typ.unwrap(), "none");
+    }
+
+    #[test]
+    fn a_kernel_of_its_own_has_room_beside_the_job_and_counts_processes_by_itself() {
+        let shared = order().body().host_config.unwrap();
+        let own = Order { own_kernel: true, ..order() }.body().host_config.unwrap();
+        assert!(own.memory > shared.memory && own.memory == own.memory_swap);
+        assert!(shared.pids_limit.is_some() && own.pids_limit.is_none());
     }
 
     #[test]

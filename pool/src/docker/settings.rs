@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::DockerError;
+use super::{DockerError, engine::SHARING};
 
 /// Where the daemon is when nobody says otherwise.
 const SOCKET: &str = "unix:///var/run/docker.sock";
@@ -25,6 +25,11 @@ impl Default for Docker {
 }
 
 impl Docker {
+    /// Whether the runtime may be one with a kernel of its own. Then nothing of a container's disk can be changed later.
+    pub(crate) fn may_have_own_kernel(&self) -> bool {
+        self.runtime.as_ref().is_some_and(|runtime| !SHARING.contains(&runtime.as_str()))
+    }
+
     /// The daemon's socket. A daemon elsewhere makes containers elsewhere: their processes and cgroups are not to be seen.
     pub(super) fn socket(&self) -> Result<PathBuf, DockerError> {
         match self.host.strip_prefix("unix://") {

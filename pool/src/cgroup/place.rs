@@ -1,0 +1,73 @@
+//! Where cgroups are: the mount table, and a process's own record.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where a process is, if it is in the same place for each controller and that place is its own: see cgroups(7).
+pub(super) fn place_of(table: &str, controllers: &[&str], unique: &str) -> Option<PathBuf> {
+    let place = |controller: &&str| {
+        table.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            controllers.split(',').any(|word| word == *controller).then_some(path)
+        })
+    };
+    let mut places = controllers.iter().map(place);
+    let first = places.next()??.trim_start_matches('/');
+    let own = Path::new(first).file_name()?.to_str()?.contains(unique);
+    let same = places.all(|place| place.is_some_and(|place| place.trim_start_matches('/') == first));
+    (own && same).then(|| first.into())
+}
+
+/// Every tree of cgroups on this host, whatever it counts. A container engine makes cgroups in all.
+pub(crate) fn every_tree() -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts(&table).into_iter().map(|(_, point, _)| point.into()).collect())
+}
+
+/// `(type, mount point, super options)` of each cgroup mount in a mountinfo table, see proc(5).
+pub(super) fn mounts(table: &str) -> Vec<(&str, &str, &str)> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let mut after = after.split(' ');
+            let kind = after.next().filter(|kind| kind.starts_with("cgroup"))?;
+            Some((kind, before.split(' ').nth(4)?, after.nth(1)?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_gives_type_place_and_options_of_cgroup_mounts_only() {
+        let table = "\
+            24 30 0:22 / /proc rw,relatime - proc proc rw\n\
+            31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+            32 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(
+            mounts(table),
+            [
+                ("cgroup", "/sys/fs/cgroup/cpu,cpuacct", "rw,cpu,cpuacct"),
+                ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_process_is_in_a_place_of_its_own_or_it_is_refused() {
+        let two = ["memory", "cpu"];
+        let table = "4:cpu,cpuacct:/mayfly/c0ffee\n2:memory:/mayfly/c0ffee\n1:name=systemd:/\n0::/\n";
+        assert_eq!(place_of(table, &two, "c0ffee"), Some("mayfly/c0ffee".into()));
+        assert_eq!(place_of(table, &two, "another"), None);
+        assert_eq!(place_of(&table.replace("memory:/mayfly", "memory:/other"), &two, "c0ffee"), None);
+        assert_eq!(place_of(table, &["memory", "pids"], "c0ffee"), None);
+        let unified = "0::/system.slice/docker-c0ffee.scope\n";
+        assert_eq!(place_of(unified, &[""], "c0ffee"), Some("system.slice/docker-c0ffee.scope".into()));
+    }
+}
