@@ -38,15 +38,19 @@ doc: ## build the API documentation
 	@scripts/packages build
 	cargo doc --workspace --no-deps
 
-bench: setup ## measure whole runs, sandboxes and a batch, beside bubblewrap
+bench: setup ## measure whole runs, sandboxes of each tier and a batch, beside their peers
 	@scripts/packages bench
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/bench $(TARGET)/release/mayfly
+	@scripts/as-root scripts/bench-tiers $(TARGET)/release/mayfly
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly
 
-soak: setup ## 1,000 runs that must leave nothing, 50 kills of a batch that must lose nothing
+soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch that must lose nothing
+	@scripts/packages test
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
+	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 500 nspawn
+	@scripts/as-root scripts/with-docker scripts/soak $(TARGET)/release/mayfly 500 docker
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000
