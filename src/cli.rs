@@ -93,15 +93,16 @@ pub(crate) fn main() -> ExitCode {
         }),
         Verb::Doctor(args) => {
             let images = images(&places);
-            let docker = match places.config() {
-                Ok(config) => node::docker(&config),
+            let config = match places.config() {
+                Ok(config) => config,
                 Err(error) => {
                     complain(&error);
                     return exit::MAYFLY.into();
                 }
             };
-            let query = Query { data_dir: places.data_dir, docker, images };
-            doctor::run(&args, &query, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
+            let query = Query { data_dir: places.data_dir, docker: node::docker(&config), images };
+            doctor::run(&args, &query, &config, &mut io::stdout().lock())
+                .unwrap_or_else(|error| no_output(&error))
         }
         Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {
             Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),

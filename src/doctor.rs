@@ -1,12 +1,19 @@
 //! `mayfly doctor`: what this host can run, what is missing, and the command that mends it.
 //!
-//! Prints what [`pool::host`] saw. It looks at nothing by itself, but for the words of the locale.
+//! Prints what [`pool::host`] saw, and how the service's store stands where one is configured. It looks at nothing by
+//! itself, but for the words of the locale.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Args;
 use pool::host::{Finding, HostReport, Query, State, TierReport, inspect};
+use scheduler::config::{BrokerPart, Config};
+use serde::Serialize;
+use tokio::runtime::Builder;
+use worker::causes;
+
+use crate::services;
 
 /// Says what this host can run, what is missing, and the command that mends it.
 ///
@@ -18,9 +25,23 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
+/// The whole report.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    host: HostReport,
+    /// What the service form can do here. Empty where none is configured.
+    service: Vec<Finding>,
+}
+
 /// Looks at the host and prints what it saw.
-pub(crate) fn run(args: &DoctorArgs, query: &Query, out: &mut impl Write) -> io::Result<ExitCode> {
-    let report = inspect(query);
+pub(crate) fn run(
+    args: &DoctorArgs,
+    query: &Query,
+    config: &Config,
+    out: &mut impl Write,
+) -> io::Result<ExitCode> {
+    let report = Report { host: inspect(query), service: service(config)? };
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
@@ -28,7 +49,35 @@ pub(crate) fn run(args: &DoctorArgs, query: &Query, out: &mut impl Write) -> io:
         Page { out, marks: Marks::of_locale() }.report(&report)?;
     }
     out.flush()?;
-    Ok(if report.can_run() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.host.can_run() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How the store stands, and which form long jobs have.
+fn service(config: &Config) -> io::Result<Vec<Finding>> {
+    if config.store.is_none() {
+        return Ok(Vec::new());
+    }
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let looked = runtime.block_on(async {
+        let store =
+            services::answering_store(config).await.map_err(|report| (report.why, report.what_to_do))?;
+        let durability = store.check_durability().await.map_err(|error| (causes(&error), String::new()))?;
+        Ok(durability)
+    });
+    let finding = |id, title, state, detail, fix: Option<String>| Finding { id, title, state, detail, fix };
+    Ok(match looked {
+        Ok(durability) => {
+            let longest = config.broker.as_ref().map_or_else(Default::default, BrokerPart::longest_held);
+            let (claims, said) = services::long_jobs(&durability, longest);
+            let state = if claims { State::Ok } else { State::Degraded };
+            let fix = "set appendonly yes, appendfsync always and maxmemory-policy noeviction in Redis";
+            vec![
+                finding("store", "store", State::Ok, "Redis answers".to_owned(), None),
+                finding("long_jobs", "long jobs", state, said, (!claims).then(|| fix.to_owned())),
+            ]
+        }
+        Err((why, hint)) => vec![finding("store", "store", State::Missing, why, Some(hint))],
+    })
 }
 
 /// The signs before each line.
@@ -72,7 +121,7 @@ struct Page<'a, W: Write> {
 }
 
 impl<W: Write> Page<'_, W> {
-    fn report(&mut self, report: &HostReport) -> io::Result<()> {
+    fn report(&mut self, Report { host: report, service }: &Report) -> io::Result<()> {
         let gib = report.memory as f64 / f64::from(1 << 30);
         let cpus = if report.cpus == 1 { "CPU" } else { "CPUs" };
         writeln!(self.out, "Linux {}, {} {cpus}, {gib:.1} GiB of memory\n", report.kernel, report.cpus)?;
@@ -84,7 +133,10 @@ impl<W: Write> Page<'_, W> {
         for tier in &report.tiers {
             self.tier(tier, width)?;
         }
-        Ok(())
+        if !service.is_empty() {
+            writeln!(self.out, "\nservice")?;
+        }
+        service.iter().try_for_each(|finding| self.finding(finding, width))
     }
 
     fn finding(&mut self, finding: &Finding, width: usize) -> io::Result<()> {
@@ -136,7 +188,7 @@ mod tests {
             tiers,
         };
         let mut out = Vec::new();
-        Page { out: &mut out, marks }.report(&report).unwrap();
+        Page { out: &mut out, marks }.report(&Report { host: report, service: Vec::new() }).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -165,7 +217,7 @@ mod tests {
         let docker = DockerSettings::default();
         let query = Query { data_dir: std::env::temp_dir(), docker, images: Ok(vec![]) };
         let mut out = Vec::new();
-        let code = run(&DoctorArgs { json: true }, &query, &mut out).unwrap();
+        let code = run(&DoctorArgs { json: true }, &query, &Config::default(), &mut out).unwrap();
         let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let ready = report["tiers"].as_array().unwrap().iter().any(|tier| tier["ready"] == true);
         let expected = if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE };

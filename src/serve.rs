@@ -5,14 +5,14 @@
 //! | 0 | it was told to stop, and every job that ran has its result or is with the broker again |
 //! | 125 | mayfly failed: what to do is said |
 
-use std::{io, process::ExitCode, sync::Arc};
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use pool::{Pool, Tier, host};
 use scheduler::{
-    AmqpOptions, AmqpQueue, Service, Stage, Stop, Stopper,
+    AmqpOptions, AmqpQueue, Claims, Service, Stage, Stop, Stopper,
     broker::LinkHealth,
-    config::Config,
+    config::{BrokerPart, Config},
     control::Identity,
     redis::{Health, HostFacts, RedisStore},
     stop,
@@ -61,7 +61,10 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let store = RedisStore::open(store, &pool.instance().to_string(), facts).map_err(|error| {
         ErrorReport::new("the store cannot be used", causes(&error), "see store.url in the configuration")
     })?;
-    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers));
+    let longest_held = config.broker.as_ref().map_or_else(Duration::default, BrokerPart::longest_held);
+    let claims = Claims { store: store.clone(), longest_held };
+    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers), Some(claims));
+    tokio::spawn(tell_of_claims(store.clone(), longest_held));
     tokio::spawn(tell_of_queue(queue.health(), jobs.clone()));
     tokio::spawn(tell_of_store(store.health(), results.clone()));
 
@@ -174,7 +177,7 @@ async fn heed(mut signals: Signals, stopper: Stopper, service: Arc<Service<AmqpQ
 }
 
 /// Ends what has not ended by itself in the time to drain.
-async fn hurry(mut stop: Stop, stopper: Stopper, drain: std::time::Duration) {
+async fn hurry(mut stop: Stop, stopper: Stopper, drain: Duration) {
     stop.reached(Stage::Draining).await;
     sleep(drain).await;
     if stop.stage() == Stage::Draining {
@@ -198,6 +201,14 @@ async fn tell_of_queue(mut health: tokio::sync::watch::Receiver<scheduler::broke
         if health.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Says once what becomes of jobs that run for longer than the broker lets them be held.
+async fn tell_of_claims(store: RedisStore, longest_held: Duration) {
+    // If the store is closed before it answers, nobody wants to know any more.
+    if let Ok(durability) = store.check_durability().await {
+        remark(&services::long_jobs(&durability, longest_held).1);
     }
 }
 

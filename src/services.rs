@@ -1,12 +1,12 @@
 //! The servers that the service form needs, as `mayfly.toml` names them.
 
-use std::{future::Future, process::ExitCode};
+use std::{future::Future, process::ExitCode, time::Duration};
 
 use scheduler::{
     ArtifactStore, JobKey,
     broker::{self, BrokerError},
     config::Config,
-    redis::{RedisSettings, RedisStore},
+    redis::{Durability, RedisSettings, RedisStore},
 };
 use tokio::runtime::Builder;
 use worker::{ErrorReport, causes};
@@ -59,6 +59,22 @@ pub(crate) fn artifacts(config: &Config, places: &Places) -> Result<Option<Artif
     let settings =
         artifacts.settings(places.data_dir.join("arriving")).map_err(|error| unusable(causes(&error)))?;
     ArtifactStore::open(settings).map(Some).map_err(|error| unusable(causes(&error)))
+}
+
+/// Whether jobs can run that take longer than the broker lets them be held, and how that is said.
+pub(crate) fn long_jobs(durability: &Durability, longest_held: Duration) -> (bool, String) {
+    let held = humantime::format_duration(longest_held);
+    match durability {
+        Durability::Kept => {
+            (true, format!("jobs that may run for more than {held} are claimed in the store"))
+        }
+        Durability::Forgetful(why) | Durability::Unknown(why) => (
+            false,
+            format!(
+                "jobs that may run for more than {held} are rejected, as the store may forget a claim: {why}"
+            ),
+        ),
+    }
 }
 
 /// Which job is meant.

@@ -134,7 +134,8 @@ impl Config {
     pub fn policies(&self) -> Policies {
         let mut default = self.defaults.policy();
         if let Some(broker) = &self.broker {
-            default.longest_timeout = default.longest_timeout.min(broker.longest_job());
+            // A job that does not say how long it runs is not one that takes a claim.
+            default.timeout = default.timeout.min(broker.longest_held());
         }
         let tenants = self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.policy(&default)));
         Policies::new(default.clone(), tenants.collect())

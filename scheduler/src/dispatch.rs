@@ -28,7 +28,7 @@ use crate::{
     failpoint,
     key::JobKey,
     policy::Policies,
-    queue::{NoJob, Pulled, Queue, QueueError, Requeue},
+    queue::{Keeping, NoJob, Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
     stop::{Stage, Stop, Stopper},
     store::{Attempt, Begun, Finished, Store, StoreError},
@@ -233,7 +233,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         pulled: Pulled<Q::Delivery>,
         stop: &Stop,
     ) -> Result<Option<Served<Q::Delivery>>, DispatchError> {
-        let Pulled { delivery, key, body, job, tier, queued } = pulled;
+        let Pulled { mut delivery, key, body, job, tier, queued } = pulled;
         let attempt = match self.store.begin(&key, &body).await? {
             Begun::Attempt(attempt) => attempt,
             Begun::Over => return self.repeat(delivery, &key).await.map(|()| None),
@@ -244,7 +244,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             Begun::Taken => return self.refuse_taken(delivery, &key).await.map(|()| None),
         };
         let came = Came { job, tier, queued };
-        let end = self.carry_out(&attempt, came, stop).await;
+        let end = self.carry_out(&attempt, &mut delivery, came, stop).await;
         failpoint::pass("ended");
         match end {
             Ok(result) => Ok(Some(Served { delivery, attempt, result })),
@@ -288,7 +288,13 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     }
 
     /// What is decided without a sandbox, and else the job's run. `Err`: it goes back as if it had never begun.
-    async fn carry_out(&self, attempt: &Attempt, came: Came, stop: &Stop) -> Result<JobResult, Requeue> {
+    async fn carry_out(
+        &self,
+        attempt: &Attempt,
+        delivery: &mut Q::Delivery,
+        came: Came,
+        stop: &Stop,
+    ) -> Result<JobResult, Requeue> {
         let Came { job, tier, queued } = came;
         let key = &attempt.job;
         let without_run =
@@ -321,6 +327,11 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             let report =
                 ErrorReport::new("the job was cancelled", "somebody asked for it", "nothing was run");
             return without_run(Outcome::Cancelled, report);
+        }
+        match self.queue.keep(delivery, assignment.timeout).await {
+            Keeping::Kept => {}
+            Keeping::NotNow(again) => return Err(Requeue::Later(again)),
+            Keeping::Refused(report) => return without_run(Outcome::Rejected, report),
         }
         self.try_out(attempt, &assignment, idempotent, stop).await.ok_or(Requeue::Stopping)
     }

@@ -8,7 +8,7 @@ pub(crate) mod amqp;
 pub(crate) mod embedded;
 mod fair;
 
-pub use self::amqp::{AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Counts};
+pub use self::amqp::{AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Claims, Counts};
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
@@ -26,6 +26,10 @@ pub trait Queue: Send + Sync + 'static {
     /// The next job, for a slot that is free now. Waits while there is none and more may come. `None`: none will
     /// come any more. Cancel safe.
     fn pull(&self) -> impl Future<Output = Result<Option<Pulled<Self::Delivery>>, QueueError>> + Send;
+
+    /// The job is about to run, for so long at most. Until it is given back, it must come back if this process dies and
+    /// must not if it lives.
+    fn keep(&self, delivery: &mut Self::Delivery, run: Duration) -> impl Future<Output = Keeping> + Send;
 
     /// Tells who sent the job how it ended, durably where the queue can. Comes before [`Queue::ack`], so a crash in
     /// between says it twice and never not at all.
@@ -80,6 +84,17 @@ impl From<ErrorReport> for NoJob {
     fn from(report: ErrorReport) -> Self {
         Self { outcome: Outcome::Rejected, report }
     }
+}
+
+/// Whether a job can be run for as long as it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keeping {
+    /// It can.
+    Kept,
+    /// Not now: the same job is being kept by another way. It is to be tried again after this time.
+    NotNow(Duration),
+    /// It cannot, here or anywhere; for this reason.
+    Refused(ErrorReport),
 }
 
 /// Why a job goes back.

@@ -15,7 +15,7 @@ mod tiers;
 mod wait;
 
 pub(crate) use self::{
-    cluster::{Cluster, script},
+    cluster::{Cluster, Host, script},
     dockerd::use_by,
     host::Sandbox,
     node::Node,

@@ -98,9 +98,9 @@ impl BrokerPart {
         }
     }
 
-    /// The longest that a job may run: the broker takes back what is held for longer.
+    /// The longest that a job may run without a claim: the broker takes back what is held for longer.
     #[must_use]
-    pub fn longest_job(&self) -> Duration {
+    pub fn longest_held(&self) -> Duration {
         self.consumer_timeout.saturating_sub(HELD_BESIDE).max(self.consumer_timeout / 2)
     }
 }

@@ -77,7 +77,6 @@ impl Tenant {
     }
 
     pub(super) fn policy(&self, defaults: &Policy) -> Policy {
-        // The broker bounds the default, and so every tenant.
         let longest_timeout = self.longest_timeout.unwrap_or(defaults.longest_timeout);
         Policy {
             floor: self.floor.unwrap_or(defaults.floor),

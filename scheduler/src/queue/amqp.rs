@@ -8,10 +8,12 @@
 //! - `attend`: hears the bell that every new job rings, and looks now and then how much waits.
 //! - `outlet`: results, replies, dead letters, jobs that go to another tier.
 //!
-//! Knows no store: that a job has one result is not seen to here.
+//! - `claims`: jobs that run for longer than the broker lets them be held. It alone knows the store, and that for nothing
+//!   else: that a job has one result is not seen to here.
 
 mod answer;
 mod attend;
+mod claims;
 mod counts;
 mod decode;
 mod delivery;
@@ -34,10 +36,10 @@ use tokio::{
 };
 use worker::JobResult;
 
-pub use self::{counts::Counts, delivery::AmqpDelivery};
+pub use self::{claims::Claims, counts::Counts, delivery::AmqpDelivery};
 pub(crate) use self::{decode::SENT, intake::unique};
 use self::{outlet::Outlet, puller::Asked, state::State};
-use super::{Backlog, Pulled, Queue, QueueError, Requeue};
+use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue};
 use crate::broker::{Health, Lane, Settings, TenantLanes, Topology, link::Link};
 
 /// What a host takes from the broker.
@@ -115,18 +117,21 @@ impl Drop for AmqpQueue {
 
 impl AmqpQueue {
     /// Begins. A broker that cannot be reached, or is not set up, is tried again and again: [`Self::health`] says why.
-    /// To be called inside a tokio runtime.
+    /// Without `claims` no job must run for longer than the broker lets it be held. To be called inside a tokio runtime.
     #[must_use]
-    pub fn open(settings: &Settings, options: AmqpOptions) -> Self {
+    pub fn open(settings: &Settings, options: AmqpOptions, claims: Option<Claims>) -> Self {
         let topology = options.topology();
-        let state = Arc::new(State::new(settings, options));
+        let state = Arc::new(State::new(settings, options, claims));
         let intake = Arc::new(intake::link(settings.clone(), topology, &state));
         let outlet = Arc::new(outlet::link(settings.clone(), &state));
         let (asks, asked) = mpsc::unbounded_channel();
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(attend::attend(Arc::clone(&state), Arc::clone(&intake))),
             tokio::spawn(puller::serve(Arc::clone(&state), Arc::clone(&intake), Arc::clone(&outlet), asked)),
         ];
+        if let Some(claims) = state.claims.clone() {
+            tasks.push(tokio::spawn(claims::watch(claims, Arc::clone(&state))));
+        }
         Self { state, outlet, asks, tasks }
     }
 
@@ -174,6 +179,13 @@ impl Queue for AmqpQueue {
         told.await.map_err(|_| ended())
     }
 
+    async fn keep(&self, delivery: &mut AmqpDelivery, run: Duration) -> Keeping {
+        match &self.state.claims {
+            Some(claims) => claims::keep(claims, delivery, run).await,
+            None => Keeping::Kept,
+        }
+    }
+
     async fn answer(&self, delivery: &AmqpDelivery, result: &JobResult) -> Result<(), QueueError> {
         answer::answer(&self.state, &self.outlet, delivery, result).await.map_err(QueueError::Failed)
     }
@@ -187,6 +199,7 @@ impl Queue for AmqpQueue {
     async fn requeue(&self, delivery: AmqpDelivery, why: Requeue) -> Result<(), QueueError> {
         match why {
             Requeue::Stopping => self.put_back(delivery).await,
+            Requeue::Later(pause) if delivery.is_claimed() => delivery.put_back(pause).await,
             Requeue::Later(pause) => match self.state.hold(delivery, pause) {
                 None => Ok(()),
                 Some(too_many) => self.put_back(too_many).await,

@@ -17,7 +17,7 @@ use tokio::{
 };
 use worker::JobResult;
 
-use super::{Backlog, Pulled, Queue, QueueError, Requeue};
+use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue};
 use crate::{
     failpoint,
     intake::JobsFile,
@@ -236,6 +236,11 @@ impl Queue for Arc<EmbeddedQueue> {
                 }
             }
         }
+    }
+
+    /// A line stays in the journal for however long.
+    async fn keep(&self, _: &mut Delivery, _: Duration) -> Keeping {
+        Keeping::Kept
     }
 
     /// The results file, which the store writes, is the answer.

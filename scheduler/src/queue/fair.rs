@@ -58,6 +58,8 @@ struct LaneState {
     share: usize,
     /// How many wait, as far as is known.
     waiting: u64,
+    /// How many jobs of it have begun, are not with the broker, and nobody has.
+    orphans: u64,
     /// Changes whenever somebody says that there is one.
     version: u64,
     /// The version for which a pull that found nothing was repeated.
@@ -81,7 +83,7 @@ impl Fair {
         }
         let lanes = ways
             .iter()
-            .map(|way| LaneState { share: way.share, waiting: 0, version: 0, asked_again: 0 })
+            .map(|way| LaneState { share: way.share, waiting: 0, orphans: 0, version: 0, asked_again: 0 })
             .collect();
         Self { shares, lanes, turn: 0 }
     }
@@ -178,12 +180,35 @@ impl Fair {
 
     /// How many wait, as far as is known.
     pub(crate) fn waiting(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.waiting).sum()
+        self.lanes.iter().map(LaneState::all).sum()
     }
 
     /// How many wait in one lane, as far as is known.
     pub(crate) fn waiting_in(&self, lane: LaneNumber) -> u64 {
-        self.lanes[lane].waiting
+        self.lanes[lane].all()
+    }
+
+    /// How many jobs of a lane nobody has.
+    pub(crate) fn orphans(&self, lane: LaneNumber) -> u64 {
+        self.lanes[lane].orphans
+    }
+
+    /// Somebody looked how many jobs of a lane nobody has.
+    pub(crate) fn orphaned(&mut self, lane: LaneNumber, count: u64) {
+        self.lanes[lane].orphans = count;
+    }
+
+    /// One of them is this host's now.
+    pub(crate) fn adopted(&mut self, lane: LaneNumber) {
+        let lane = &mut self.lanes[lane];
+        lane.orphans = lane.orphans.saturating_sub(1);
+    }
+}
+
+impl LaneState {
+    /// What there is to pull, as far as is known.
+    fn all(&self) -> u64 {
+        self.waiting + self.orphans
     }
 }
 
@@ -207,14 +232,14 @@ impl Share {
 
 impl Rotor {
     fn has_waiting(&self, lanes: &[LaneState]) -> bool {
-        self.lanes.iter().any(|lane| lanes[*lane].waiting > 0)
+        self.lanes.iter().any(|lane| lanes[*lane].all() > 0)
     }
 
     fn pick(&mut self, lanes: &[LaneState]) -> Option<LaneNumber> {
         let (count, first) = (self.lanes.len(), self.next);
         let place = (0..count)
             .map(|step| (first + step) % count)
-            .find(|place| lanes[self.lanes[*place]].waiting > 0)?;
+            .find(|place| lanes[self.lanes[*place]].all() > 0)?;
         self.next = place + 1;
         Some(self.lanes[place])
     }

@@ -94,6 +94,24 @@ impl Cluster {
         host
     }
 
+    /// A host that does not serve yet.
+    pub(crate) fn idle_host() -> Host {
+        Host { node: Node::new(), running: None }
+    }
+
+    /// Lets a host serve that does not, with its configuration changed.
+    pub(crate) fn serve_changed(
+        &self,
+        host: &mut Host,
+        change: impl FnOnce(String) -> String,
+        more: impl FnOnce(Mayfly) -> Mayfly,
+    ) {
+        drop(self.mayfly(&host.node, ["serve"]));
+        let text = std::fs::read_to_string(host.node.file("mayfly.toml")).unwrap();
+        let path = host.node.write("changed.toml", change(text));
+        self.serve(host, |mayfly| more(mayfly.env("MAYFLY_CONFIG", path)));
+    }
+
     /// Lets a host serve that does not.
     pub(crate) fn serve(&self, host: &mut Host, change: impl FnOnce(Mayfly) -> Mayfly) {
         host.running = Some(change(self.mayfly(&host.node, ["serve"])).start());
@@ -157,6 +175,11 @@ impl Drop for Cluster {
 impl Host {
     pub(crate) fn running(&self) -> &Running {
         self.running.as_ref().expect("it serves")
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn end(&mut self) -> super::Finished {
+        self.running.take().expect("it serves").finish()
     }
 
     /// Ends it as a crash would.

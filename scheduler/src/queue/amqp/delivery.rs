@@ -1,8 +1,9 @@
 //! One job in the hands of who pulled it.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use lapin::{
@@ -20,6 +21,7 @@ use crate::{
     broker::{Lane, link::Session},
     key::JobKey,
     queue::{QueueError, fair::LaneNumber},
+    store::redis::{Claim, RedisStore},
 };
 
 /// A job, to be given back once. Dropped without a word it is delivered again.
@@ -27,12 +29,25 @@ pub struct AmqpDelivery {
     key: JobKey,
     lane: LaneNumber,
     pub(super) message: Message,
+    held: Held,
+    state: Arc<State>,
+    running: Option<Running>,
+}
+
+/// What brings the job back if this process dies.
+enum Held {
+    /// The broker, which has not heard that it is done with.
+    Unacked(Unacked),
+    /// The store. Boxed, as few are.
+    Claimed(Box<(Claim, RedisStore)>),
+}
+
+/// A message that the broker waits to hear of.
+struct Unacked {
     acker: Acker,
     /// Its own: when it closes, the broker takes back this job and no other.
     channel: Channel,
     session: Arc<Session<Intake>>,
-    state: Arc<State>,
-    running: Option<Running>,
 }
 
 /// One place of a tenant's, free again when this is dropped.
@@ -52,7 +67,43 @@ impl Drop for Running {
 impl fmt::Debug for AmqpDelivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What it holds may be secret.
-        write!(f, "{} of {:?}", self.key, self.session)
+        match &self.held {
+            Held::Unacked(unacked) => write!(f, "{} of {:?}", self.key, unacked.session),
+            Held::Claimed(_) => write!(f, "{}, claimed", self.key),
+        }
+    }
+}
+
+impl Unacked {
+    /// Whether it is still ours.
+    fn lives(&self) -> bool {
+        self.session.lives() && self.acker.usable() && self.channel.status().connected()
+    }
+
+    /// Says that it is done with. `false`: it is somebody else's by now.
+    async fn ack(self) -> bool {
+        if !self.lives() {
+            return false;
+        }
+        let acked = self.acker.ack(BasicAckOptions::default()).await;
+        self.given_back(matches!(acked, Ok(true)))
+    }
+
+    async fn put_back(self) {
+        if !self.lives() {
+            // The broker has taken it back already.
+            return;
+        }
+        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        let put_back = self.acker.nack(requeue).await;
+        self.given_back(matches!(put_back, Ok(true)));
+    }
+
+    fn given_back(self, done: bool) -> bool {
+        if done {
+            self.session.parts.reuse(self.channel);
+        }
+        done
     }
 }
 
@@ -66,11 +117,26 @@ impl AmqpDelivery {
         acker: Acker,
         message: Message,
     ) -> Self {
+        Self::running(state, lane, message, Held::Unacked(Unacked { acker, channel, session }))
+    }
+
+    /// A job of that lane that was claimed before, and is claimed by this process now.
+    pub(super) fn of_claim(
+        state: &Arc<State>,
+        lane: LaneNumber,
+        claim: Claim,
+        store: RedisStore,
+        message: Message,
+    ) -> Self {
+        Self::running(state, lane, message, Held::Claimed(Box::new((claim, store))))
+    }
+
+    fn running(state: &Arc<State>, lane: LaneNumber, message: Message, held: Held) -> Self {
         state.out.fetch_add(1, Ordering::Relaxed);
         let running = Some(Running { state: Arc::clone(state), lane });
         // Known when the message was read.
         let key = JobKey::new("", "");
-        Self { key, lane, message, acker, channel, session, state: Arc::clone(state), running }
+        Self { key, lane, message, held, state: Arc::clone(state), running }
     }
 
     pub(super) fn named(&mut self, key: &JobKey) {
@@ -85,6 +151,11 @@ impl AmqpDelivery {
         self.lane
     }
 
+    /// The queue of its lane.
+    pub(super) fn queue(&self) -> &str {
+        self.state.queue_of(self.lane)
+    }
+
     pub(super) fn way(&self) -> &Way {
         self.state.way_of(self.lane)
     }
@@ -97,14 +168,35 @@ impl AmqpDelivery {
         }
     }
 
-    /// Whether it is still ours.
+    /// Whether it is still ours. Whether a claim is, shows when it is given back.
     pub(super) fn lives(&self) -> bool {
-        self.session.lives() && self.acker.usable() && self.channel.status().connected()
+        match &self.held {
+            Held::Unacked(unacked) => unacked.lives(),
+            Held::Claimed(_) => true,
+        }
+    }
+
+    pub(super) fn is_claimed(&self) -> bool {
+        matches!(self.held, Held::Claimed(_))
+    }
+
+    /// From now on the claim brings it back, and the broker hears that it is done with. If the broker does not hear it, the
+    /// message comes again, to somebody who finds the job begun.
+    pub(super) async fn is_claimed_now(&mut self, claim: Claim, store: RedisStore) {
+        let claimed = Held::Claimed(Box::new((claim, store)));
+        if let Held::Unacked(unacked) = mem::replace(&mut self.held, claimed)
+            && !unacked.ack().await
+        {
+            tracing::info!(job = %self.key, "it is claimed, and its message comes again");
+        }
     }
 
     /// Waits until the connection by which it came has ended.
     pub(super) async fn session_ended(&self) {
-        self.session.ended().await;
+        match &self.held {
+            Held::Unacked(unacked) => unacked.session.ended().await,
+            Held::Claimed(_) => std::future::pending().await,
+        }
     }
 
     /// It does not run for now.
@@ -120,31 +212,26 @@ impl AmqpDelivery {
     }
 
     pub(super) async fn ack(self) -> Result<(), QueueError> {
-        if !self.lives() {
-            return Err(QueueError::Stale(self.key));
-        }
-        let acked = self.acker.ack(BasicAckOptions::default()).await;
-        self.given_back(matches!(acked, Ok(true)))
+        let in_time = match self.held {
+            Held::Unacked(unacked) => unacked.ack().await,
+            Held::Claimed(claimed) => {
+                let (claim, store) = *claimed;
+                store.forget(&claim).await.map_err(|error| QueueError::Failed(Box::new(error)))?
+            }
+        };
+        if in_time { Ok(()) } else { Err(QueueError::Stale(self.key)) }
     }
 
-    pub(super) async fn put_back(self) -> Result<(), QueueError> {
-        if !self.lives() {
-            // The broker has taken it back already.
-            return Ok(());
+    /// Whoever pulls next gets it; what is claimed, not before this time is over.
+    pub(super) async fn put_back(self, after: Duration) -> Result<(), QueueError> {
+        match self.held {
+            Held::Unacked(unacked) => unacked.put_back().await,
+            Held::Claimed(claimed) => {
+                let (claim, store) = *claimed;
+                // If another host has it, that is as good.
+                store.hand_back(&claim, after).await.map_err(|error| QueueError::Failed(Box::new(error)))?;
+            }
         }
-        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let put_back = self.acker.nack(requeue).await;
-        match self.given_back(matches!(put_back, Ok(true))) {
-            Err(QueueError::Stale(_)) => Ok(()),
-            done => done,
-        }
-    }
-
-    fn given_back(self, done: bool) -> Result<(), QueueError> {
-        if !done {
-            return Err(QueueError::Stale(self.key));
-        }
-        self.session.parts.reuse(self.channel);
         Ok(())
     }
 }

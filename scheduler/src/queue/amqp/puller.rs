@@ -15,7 +15,7 @@ use tokio::{
 use worker::causes;
 
 use super::{
-    LOOK,
+    LOOK, claims,
     counts::one,
     decode::{Message, decode},
     delivery::AmqpDelivery,
@@ -123,6 +123,12 @@ impl Puller {
     }
 
     async fn get(&self, session: &Arc<Session<Intake>>, lane: LaneNumber) -> Option<AmqpDelivery> {
+        if self.state.fair().orphans(lane) > 0
+            && let Some(claims) = &self.state.claims
+            && let Some(delivery) = claims::take(claims, &self.state, lane).await
+        {
+            return Some(delivery);
+        }
         let version = self.state.fair().version(lane);
         let got = intake::get(session, self.state.queue_of(lane)).await;
         match got {
@@ -202,8 +208,12 @@ pub(super) async fn put_back(
     delivery: AmqpDelivery,
 ) -> Result<(), QueueError> {
     let lane = delivery.lane();
+    if delivery.is_claimed() {
+        one(&state.tally.requeued);
+        return delivery.put_back(Duration::ZERO).await;
+    }
     state.fair().goes_back(lane, false);
-    let done = delivery.put_back().await;
+    let done = delivery.put_back(Duration::ZERO).await;
     state.fair().goes_back(lane, true);
     state.changed.notify_one();
     one(&state.tally.requeued);

@@ -14,7 +14,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{AmqpOptions, counts::Tally, decode::Way, delivery::AmqpDelivery, direct::DirectReplies};
+use super::{
+    AmqpOptions, claims::Claims, counts::Tally, decode::Way, delivery::AmqpDelivery, direct::DirectReplies,
+};
 use crate::{
     broker::{
         Health, Lane, Settings,
@@ -27,6 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct State {
     pub(super) options: AmqpOptions,
+    /// `None`: no job is claimed, however long it runs.
+    pub(super) claims: Option<Claims>,
     lanes: Vec<(Way, String)>,
     by_queue: HashMap<String, LaneNumber>,
     /// Where a routing key leads, by exchange.
@@ -57,7 +61,7 @@ struct Held {
 }
 
 impl State {
-    pub(super) fn new(settings: &Settings, options: AmqpOptions) -> Self {
+    pub(super) fn new(settings: &Settings, options: AmqpOptions, claims: Option<Claims>) -> Self {
         let topology = options.topology();
         let (mut lanes, mut ways, mut rights) = (Vec::new(), Vec::new(), Vec::new());
         for tenant in &options.tenants {
@@ -85,6 +89,7 @@ impl State {
             .collect();
         Self {
             options,
+            claims,
             fair: Mutex::new(Fair::new(rights, &ways)),
             lanes,
             by_queue,
@@ -130,6 +135,18 @@ impl State {
             Way::Unroutable | Way::Returned => None,
         };
         self.lanes.iter().enumerate().filter_map(lane).collect()
+    }
+
+    /// Takes note of how many claims of each lane nobody has. Whether there are any for this host.
+    pub(super) fn count_orphans(&self, orphans: &[(String, u64)]) -> bool {
+        let mut fair = self.fair();
+        let mut any = false;
+        for lane in 0..self.lanes.len() {
+            let count = orphans.iter().find(|(queue, _)| *queue == self.lanes[lane].1).map_or(0, |(_, n)| *n);
+            fair.orphaned(lane, count);
+            any |= count > 0;
+        }
+        any
     }
 
     /// The lane that a ring means: of a job as it was sent, of one that was given up, or of one that was put back.
@@ -192,7 +209,7 @@ mod tests {
         let tenant = AmqpTenant { name: "acme".into(), floor: Tier::Nspawn, weight: 1, max_running: None };
         let options = AmqpOptions::new(vec![tenant], vec![Tier::Nspawn, Tier::Docker]);
         let settings = Settings::new("amqp://me@localhost/v", &Credential::new("x")).unwrap();
-        let state = State::new(&settings, options);
+        let state = State::new(&settings, options, None);
         let lane = |exchange, key| state.rung(exchange, key).map(|lane| state.queue_of(lane));
         let nspawn = Some("mayfly.jobs.acme.nspawn.normal");
         for (exchange, key, expected) in [

@@ -26,13 +26,18 @@ pub struct Claim {
 pub enum Claiming {
     /// The job is this instance's; its delivery can be acknowledged.
     Claimed(Claim),
-    /// It was claimed before and its owner lives: this is the same delivery once more, and can be acknowledged.
+    /// It was claimed before: its owner lives, or it is another message of the same job. That claim is to end first.
     Held,
 }
 
 impl RedisStore {
     /// Records a delivery: when this returns, the job is not lost whatever host dies.
-    pub async fn claim(&self, job: &JobKey, record: Vec<u8>) -> Result<Claiming, RedisStoreError> {
+    pub async fn claim(
+        &self,
+        job: &JobKey,
+        lane: &str,
+        record: Vec<u8>,
+    ) -> Result<Claiming, RedisStoreError> {
         match self.check_durability().await? {
             Durability::Kept => {}
             Durability::Forgetful(why) | Durability::Unknown(why) => {
@@ -43,7 +48,8 @@ impl RedisStore {
         let asking = shared.held.asking();
         let mut ask = shared.as_host(&scripts::CLAIM)?;
         ask.key(&shared.keys.claims).key(&shared.keys.records);
-        ask.arg(&asking.token).arg(name(job)).arg(&record);
+        ask.key(&shared.keys.lanes).key(&shared.keys.due);
+        ask.arg(&asking.token).arg(name(job)).arg(&record).arg(lane);
         let answer: Vec<String> = shared.commands.ask(&ask).await?;
         let epoch = answer.get(1).and_then(|epoch| epoch.parse().ok());
         match (answer.first().map(String::as_str), epoch) {
@@ -56,13 +62,14 @@ impl RedisStore {
         }
     }
 
-    /// Takes over claims, `most` at most, whose owners are gone or handed them back. No two hosts get the same.
-    pub async fn take_expired(&self, most: usize) -> Result<Vec<Claim>, RedisStoreError> {
+    /// Takes over claims of a lane, `most` at most, whose owners are gone or handed them back. No two hosts get the same.
+    pub async fn take_expired(&self, lane: &str, most: usize) -> Result<Vec<Claim>, RedisStoreError> {
         let shared = &self.shared;
         let asking = shared.held.asking();
         let mut ask = shared.as_host(&scripts::TAKE)?;
-        ask.key(&shared.keys.claims).key(&shared.keys.records).key(&shared.keys.due);
-        ask.arg(&asking.token).arg(most);
+        ask.key(&shared.keys.claims).key(&shared.keys.records);
+        ask.key(&shared.keys.lanes).key(&shared.keys.due);
+        ask.arg(&asking.token).arg(most).arg(lane);
         let taken: Vec<(String, u64, Vec<u8>)> = shared.commands.ask(&ask).await?;
         let mut claims = Vec::with_capacity(taken.len());
         for (name, epoch, record) in taken {
@@ -73,11 +80,20 @@ impl RedisStore {
         Ok(claims)
     }
 
+    /// How many claims of each lane have no owner that lives, and may be taken now.
+    pub async fn orphans(&self) -> Result<Vec<(String, u64)>, RedisStoreError> {
+        let shared = &self.shared;
+        let mut ask = shared.as_host(&scripts::ORPHANS)?;
+        ask.key(&shared.keys.claims).key(&shared.keys.lanes).key(&shared.keys.due);
+        shared.commands.ask(&ask).await
+    }
+
     /// The job has its result and its producer has been told. `false`: another host has the claim by now.
     pub async fn forget(&self, claim: &Claim) -> Result<bool, RedisStoreError> {
         let shared = &self.shared;
         let mut ask = scripts::FORGET.prepare_invoke();
-        ask.key(&shared.keys.claims).key(&shared.keys.records).key(&shared.keys.due);
+        ask.key(&shared.keys.claims).key(&shared.keys.records);
+        ask.key(&shared.keys.lanes).key(&shared.keys.due);
         ask.arg(claim.epoch).arg(name(&claim.job));
         let done: u64 = shared.commands.ask(&ask).await?;
         shared.held.unclaimed(&claim.job, claim.epoch);

@@ -11,6 +11,7 @@
 //! <prefix>:cancels                  set: jobs that have begun, have no result, and are not wanted any more
 //! <prefix>:claims                   hash: job → "owner epoch token"
 //! <prefix>:claims:records           hash: job → what is needed to run it and to answer
+//! <prefix>:claims:lanes             hash: job → the lane that it came by
 //! <prefix>:claims:due               sorted set: job → when it may be taken again
 //! <prefix>:cancelled                channel: a job that has begun is not wanted any more
 //! ```
@@ -32,6 +33,7 @@ pub(super) struct Keys {
     pub(super) cancels: String,
     pub(super) claims: String,
     pub(super) records: String,
+    pub(super) lanes: String,
     pub(super) due: String,
     pub(super) channel: String,
 }
@@ -48,6 +50,7 @@ impl Keys {
             cancels: under("cancels"),
             claims: under("claims"),
             records: under("claims:records"),
+            lanes: under("claims:lanes"),
             due: under("claims:due"),
             channel: under("cancelled"),
         }

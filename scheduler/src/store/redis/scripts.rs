@@ -38,6 +38,8 @@ scripts! {
     CLAIM = "leases" "claim";
     /// Claims of dead hosts change hands.
     TAKE = "leases" "take";
+    /// Claims that nobody has.
+    ORPHANS = "leases" "orphans";
     /// A claim is done with.
     FORGET = "forget";
     /// A claim is given up.

@@ -115,7 +115,7 @@ impl Bed {
     }
 
     pub(super) async fn queue_with(&self, settings: &Settings, options: AmqpOptions) -> AmqpQueue {
-        let queue = AmqpQueue::open(settings, options);
+        let queue = AmqpQueue::open(settings, options, None);
         let ready = timeout(PATIENCE, queue.ready()).await;
         assert!(ready.is_ok(), "not ready: {:?}", queue.health().borrow());
         queue
