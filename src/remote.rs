@@ -5,10 +5,11 @@ use std::{
     process::ExitCode,
 };
 
+use pool::Tier;
 use scheduler::{
     Cancelling, JobKey, JobState, Store as _, StoreError,
     config::Config,
-    redis::{Host, RedisStore},
+    redis::{Host, RedisStore, RedisStoreError},
 };
 use worker::{ErrorReport, causes};
 
@@ -22,6 +23,12 @@ pub(crate) async fn state(config: &Config, job: &JobKey) -> Result<Option<JobSta
     services::answering_store(config).await?.state(job).await.map_err(|error| failed(&error))
 }
 
+/// Whether the store can be asked and knows the job.
+pub(crate) fn knows(config: &Config, job: &JobKey) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.is_ok_and(|runtime| matches!(runtime.block_on(state(config, job)), Ok(Some(_))))
+}
+
 /// Says where a job stands, and why it waits if it does.
 pub(crate) async fn show(config: &Config, job: &JobKey, json: bool) -> Result<ExitCode, ErrorReport> {
     let Some(state) = state(config, job).await? else {
@@ -30,7 +37,7 @@ pub(crate) async fn show(config: &Config, job: &JobKey, json: bool) -> Result<Ex
     };
     let store = services::answering_store(config).await?;
     let why = match state {
-        JobState::Waiting { cancelled: false } => Some(why_it_waits(&store).await?),
+        JobState::Waiting { cancelled: false } => Some(why_it_waits(&store, job).await?),
         _ => None,
     };
     let mut out = io::stdout().lock();
@@ -64,16 +71,35 @@ fn said(state: JobState, why: Option<&str>) -> String {
     }
 }
 
-async fn why_it_waits(store: &RedisStore) -> Result<String, ErrorReport> {
-    let hosts = store
-        .hosts()
-        .await
-        .map_err(|error| ErrorReport::new("the store failed", causes(&error), "see that Redis runs"))?;
+async fn why_it_waits(store: &RedisStore, job: &JobKey) -> Result<String, ErrorReport> {
+    let failed =
+        |error: RedisStoreError| ErrorReport::new("the store failed", causes(&error), "see that Redis runs");
+    let tier = store.needs(job).await.map_err(failed)?;
+    let hosts = store.hosts().await.map_err(failed)?;
+    Ok(said_of(&hosts, tier))
+}
+
+fn said_of(hosts: &[Host], tier: Option<Tier>) -> String {
     let alive: Vec<&Host> = hosts.iter().filter(|host| host.alive_for.is_some()).collect();
+    if let Some(tier) = tier.filter(|_| !alive.is_empty()) {
+        let rests = |host: &&&Host| host.facts.resting.iter().any(|name| name == tier.name());
+        match alive.iter().find(rests) {
+            _ if alive.iter().any(|host| host.offers(tier)) => {}
+            Some(host) => {
+                let name = &host.facts.host;
+                return format!(
+                    "no host offers tier {tier} now; {name} makes no sandboxes of it for a while"
+                );
+            }
+            None => return format!("no host offers tier {tier}"),
+        }
+    }
+    let alive: Vec<&Host> =
+        alive.into_iter().filter(|host| tier.is_none_or(|tier| host.offers(tier))).collect();
     let (slots, running) = alive
         .iter()
         .fold((0, 0), |(slots, running), host| (slots + host.facts.slots, running + host.facts.running));
-    Ok(match alive.len() {
+    match alive.len() {
         0 => "no host serves now".to_owned(),
         _ if running >= slots => format!("all {slots} slots of {} hosts are taken", alive.len()),
         hosts => {
@@ -81,11 +107,57 @@ async fn why_it_waits(store: &RedisStore) -> Result<String, ErrorReport> {
                 alive.iter().flat_map(|host| host.facts.tiers.iter().map(String::as_str)).collect();
             tiers.sort_unstable();
             tiers.dedup();
-            format!("its turn comes, if its tier is one that the {hosts} hosts offer: {}", tiers.join(", "))
+            match tier {
+                Some(tier) => format!("its turn comes; {hosts} hosts offer tier {tier}"),
+                None => {
+                    format!(
+                        "its turn comes, if its tier is one that the {hosts} hosts offer: {}",
+                        tiers.join(", ")
+                    )
+                }
+            }
         }
-    })
+    }
 }
 
 fn failed(error: &StoreError) -> ErrorReport {
     ErrorReport::new("the store failed", causes(error), "see that Redis runs")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use scheduler::redis::HostFacts;
+
+    use super::*;
+
+    fn host(tiers: &[&str], resting: &[&str], alive: bool) -> Host {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let facts = HostFacts {
+            host: "one".into(),
+            tiers: words(tiers),
+            resting: words(resting),
+            slots: 2,
+            ..HostFacts::default()
+        };
+        Host { facts, alive_for: alive.then_some(Duration::from_secs(1)) }
+    }
+
+    #[test]
+    fn a_job_that_waits_hears_for_what() {
+        let vm = Some(Tier::Vm);
+        for (hosts, tier, expected) in [
+            (vec![], vm, "no host serves now"),
+            (vec![host(&["vm"], &[], false)], vm, "no host serves now"),
+            (vec![host(&["chroot"], &[], true)], vm, "no host offers tier vm"),
+            (vec![host(&["chroot"], &[], true), host(&["vm"], &[], false)], vm, "no host offers tier vm"),
+            (vec![host(&["vm"], &["vm"], true)], vm, "no host offers tier vm now; one makes no"),
+            (vec![host(&["vm"], &[], true)], vm, "its turn comes; 1 hosts offer tier vm"),
+            (vec![host(&["chroot"], &[], true)], None, "its turn comes, if its tier is one"),
+        ] {
+            let said = said_of(&hosts, tier);
+            assert!(said.starts_with(expected), "{said:?} is not {expected:?}");
+        }
+    }
 }

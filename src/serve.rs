@@ -10,7 +10,7 @@ use std::{io, process::ExitCode, sync::Arc, time::Duration};
 use clap::Args;
 use pool::{Pool, Tier, host};
 use scheduler::{
-    AmqpOptions, AmqpQueue, Claims, Service, Stage, Stop, Stopper,
+    AmqpOptions, AmqpQueue, Neighbours, Service, Stage, Stop, Stopper,
     broker::LinkHealth,
     config::{BrokerPart, Config},
     control::Identity,
@@ -62,8 +62,8 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
         ErrorReport::new("the store cannot be used", causes(&error), "see store.url in the configuration")
     })?;
     let longest_held = config.broker.as_ref().map_or_else(Duration::default, BrokerPart::longest_held);
-    let claims = Claims { store: store.clone(), longest_held };
-    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers), Some(claims));
+    let neighbours = Neighbours { store: store.clone(), longest_held, tier_wait: config.serve.tier_wait };
+    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers), Some(neighbours));
     tokio::spawn(tell_of_claims(store.clone(), longest_held));
     tokio::spawn(tell_of_queue(queue.health(), jobs.clone()));
     tokio::spawn(tell_of_store(store.health(), results.clone()));

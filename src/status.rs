@@ -84,6 +84,10 @@ fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
+fn has_it(job: &JobStatus) -> bool {
+    !matches!(job.state, JobState::Waiting { .. })
+}
+
 fn one(
     sockets: &[PathBuf],
     job: &str,
@@ -95,9 +99,11 @@ fn one(
     let known: Vec<JobStatus> = answers(sockets, &question)
         .filter_map(|answer| if let Answer::Job { job } = answer { job } else { None })
         .collect();
-    if let (true, Ok(key)) = (known.is_empty(), job.parse::<JobKey>())
+    // Why a job waits that no process of this host has, the store knows better than they do.
+    if let (false, Ok(key)) = (known.iter().any(has_it), job.parse::<JobKey>())
         && let Ok(config) = places.config()
         && config.store.is_some()
+        && (known.is_empty() || remote::knows(&config, &key))
     {
         return Ok(carry_out(remote::show(&config, &key, json)));
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::Args;
+use pool::Tier;
 use scheduler::{
     JobKey,
     broker::{Answered, Producer, ReplyBy, Submission},
@@ -54,6 +55,7 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
     let tenant = tenant(args.tenant, &config)?;
     let body = read(&args.file)?;
     let job = parse(&body)?;
+    let tier = config.policies().of(&tenant).tier(job.tier, job.trust);
     let replies = if args.wait { ReplyBy::Direct } else { ReplyBy::Nothing };
     let producer = Producer::connect(&services::broker(&config)?, &tenant, replies)
         .await
@@ -63,7 +65,7 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
     let sent = producer.submit(submission).await.map_err(|error| no_broker(&error))?;
     let key = JobKey::new(tenant, sent.id.clone());
     if config.store.is_some() {
-        note(&config, &key).await;
+        note(&config, &key, tier).await;
     }
     if !args.wait {
         print(&key.to_string())?;
@@ -78,11 +80,11 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
 }
 
 /// So that `mayfly status` knows it before any host has pulled it.
-async fn note(config: &Config, key: &JobKey) {
+async fn note(config: &Config, key: &JobKey, tier: Tier) {
     let noted = async {
         services::answering_store(config)
             .await?
-            .submitted(key)
+            .submitted(key, Some(tier))
             .await
             .map_err(|error| ErrorReport::new("the store", causes(&error), ""))
     };

@@ -46,8 +46,8 @@ pub use journal::JournalError;
 pub use key::{BadKey, BodyDigest, JobKey};
 pub use policy::{Policies, Policy};
 pub use queue::{
-    AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Backlog, Claims, Counts, Keeping, NoJob, Pulled, Queue,
-    QueueError, Requeue,
+    AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Backlog, Counts, Keeping, Neighbours, NoJob, Pulled,
+    Queue, QueueError, Requeue,
 };
 pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};

@@ -8,7 +8,7 @@ pub(crate) mod amqp;
 pub(crate) mod embedded;
 mod fair;
 
-pub use self::amqp::{AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Claims, Counts};
+pub use self::amqp::{AmqpDelivery, AmqpOptions, AmqpQueue, AmqpTenant, Counts, Neighbours};
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 

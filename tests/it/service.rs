@@ -5,6 +5,7 @@ mod faults;
 mod inputs;
 mod jobs;
 mod producers;
+mod strays;
 
 /// The same test on each version of the broker.
 macro_rules! on_every_broker {

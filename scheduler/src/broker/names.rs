@@ -21,6 +21,8 @@ pub(crate) const DEAD: &str = "mayfly.dead";
 /// Tells idle hosts that something came, and by which way.
 pub(crate) const BELL: &str = "mayfly.bell";
 
+/// Where jobs wait whose tier no host offers: a queue for each tier.
+const PARKED: &str = "mayfly.parked.";
 const SUBMIT: &str = "mayfly.submit.";
 const JOBS: &str = "mayfly.jobs.";
 const REPLY: &str = "mayfly.reply.";
@@ -30,6 +32,16 @@ const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 #[must_use]
 pub fn submit_exchange(tenant: &str) -> String {
     format!("{SUBMIT}{tenant}")
+}
+
+/// The queue in which jobs of a tier wait while no host offers it.
+pub(crate) fn parked_queue(tier: Tier) -> String {
+    format!("{PARKED}{tier}")
+}
+
+/// The tier of such a queue.
+pub(crate) fn tier_of_parked(queue: &str) -> Option<Tier> {
+    tier_of(queue.strip_prefix(PARKED)?)
 }
 
 /// Whose exchange it is.

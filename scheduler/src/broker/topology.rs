@@ -9,7 +9,7 @@ use lapin::{
 };
 use pool::Tier;
 
-use super::names::{Asked, BELL, DEAD, Lane, RESULTS, RETURNED, UNROUTABLE, submit_exchange};
+use super::names::{Asked, BELL, DEAD, Lane, RESULTS, RETURNED, UNROUTABLE, parked_queue, submit_exchange};
 use crate::policy::Policy;
 
 /// How often the broker delivers one job before it gives it up by itself. Attempts are counted by mayfly; this ends a
@@ -79,6 +79,9 @@ impl Topology {
             if rings {
                 all.bind(name, "", Target::Exchange(BELL.to_owned()));
             }
+        }
+        for name in Tier::ALL.map(parked_queue) {
+            all.queues.push(Queue { arguments: parked(&name), name });
         }
         for tenant in tenants {
             all.tenant(tenant);
@@ -150,6 +153,14 @@ fn jobs(name: &str) -> FieldTable {
     ])
 }
 
+/// A queue of jobs whose tier no host offers. Who has waited here for long enough goes to the returned ones.
+fn parked(name: &str) -> FieldTable {
+    let mut arguments = jobs(name);
+    // It is looked at now and then.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(ENDLESS));
+    arguments
+}
+
 /// A queue from which nothing goes by itself.
 fn kept() -> FieldTable {
     table([
@@ -174,6 +185,7 @@ pub(crate) fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTab
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::names::tier_of_parked;
 
     fn leads_to(topology: &Topology, exchange: &str, key: &str) -> Vec<String> {
         let matching = topology.bindings.iter().filter(|b| b.exchange == exchange && b.key == key);
@@ -219,6 +231,16 @@ mod tests {
         let weak = Lane { tenant: "acme".into(), tier: Tier::Chroot, high: false }.queue();
         assert!(topology.not_bound.iter().any(|b| b.key == "trusted" && b.to == Target::Queue(weak.clone())));
         assert!(topology.not_bound.iter().all(|binding| !topology.bindings.contains(binding)));
+    }
+
+    #[test]
+    fn a_queue_of_parked_jobs_is_no_lane_and_is_known_by_its_tier() {
+        let topology = Topology::new(&[]);
+        for tier in Tier::ALL {
+            let queue = parked_queue(tier);
+            assert!(topology.queues.iter().any(|other| other.name == queue));
+            assert_eq!((Lane::of_queue(&queue), tier_of_parked(&queue)), (None, Some(tier)));
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ const STORE_PASSWORD: &str = "MAYFLY_STORE_PASSWORD";
 /// What a job is held for beside its run: the wait for a sandbox, its artifacts, its result.
 const HELD_BESIDE: Duration = Duration::from_secs(5 * 60);
 
+const TEN_MINUTES: Duration = Duration::from_secs(10 * 60);
+
 /// What this host does for the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +31,9 @@ pub struct ServePart {
     /// How long after SIGTERM jobs that run may take to end by themselves.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// How long a job without a deadline waits for a host that offers its tier.
+    #[serde(with = "humantime_serde")]
+    pub tier_wait: Duration,
 }
 
 /// The queue.
@@ -70,7 +75,7 @@ pub struct StorePart {
 impl Default for ServePart {
     fn default() -> Self {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { slots: 2 * cpus, tiers: Tier::ALL.to_vec(), drain: Duration::from_secs(10 * 60) }
+        Self { slots: 2 * cpus, tiers: Tier::ALL.to_vec(), drain: TEN_MINUTES, tier_wait: TEN_MINUTES }
     }
 }
 
@@ -82,6 +87,7 @@ impl ServePart {
         if self.tiers.is_empty() {
             return Err(ConfigError::value("serve.tiers", "with none, no job can run"));
         }
+        some_time("serve.tier_wait", self.tier_wait)?;
         some_time("serve.drain", self.drain)
     }
 }

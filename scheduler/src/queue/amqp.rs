@@ -8,8 +8,10 @@
 //! - `attend`: hears the bell that every new job rings, and looks now and then how much waits.
 //! - `outlet`: results, replies, dead letters, jobs that go to another tier.
 //!
-//! - `claims`: jobs that run for longer than the broker lets them be held. It alone knows the store, and that for nothing
-//!   else: that a job has one result is not seen to here.
+//! - `claims`: jobs that run for longer than the broker lets them be held.
+//! - `strays`: jobs of tiers that no host offers.
+//!
+//! The last two know the store, and for nothing else: that a job has one result is not seen to here.
 
 mod answer;
 mod attend;
@@ -22,6 +24,7 @@ mod intake;
 mod outlet;
 mod puller;
 mod state;
+mod strays;
 mod twins;
 
 use std::{
@@ -36,11 +39,14 @@ use tokio::{
 };
 use worker::JobResult;
 
-pub use self::{claims::Claims, counts::Counts, delivery::AmqpDelivery};
+pub use self::{counts::Counts, delivery::AmqpDelivery};
 pub(crate) use self::{decode::SENT, intake::unique};
-use self::{outlet::Outlet, puller::Asked, state::State};
+use self::{outlet::Outlet, puller::Asked, state::State, strays::Sweeper};
 use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue};
-use crate::broker::{Health, Lane, Settings, TenantLanes, Topology, link::Link};
+use crate::{
+    broker::{Health, Lane, Settings, TenantLanes, Topology, link::Link},
+    store::redis::RedisStore,
+};
 
 /// What a host takes from the broker.
 #[derive(Debug, Clone)]
@@ -57,6 +63,17 @@ pub struct AmqpOptions {
     pub held_most: usize,
     /// Whether it ends when nothing waits and nothing of it is in work. Otherwise it never ends.
     pub until_empty: bool,
+}
+
+/// What this host shares with the others beside the broker.
+#[derive(Debug, Clone)]
+pub struct Neighbours {
+    /// Where hosts say what they offer, and where long jobs are claimed.
+    pub store: RedisStore,
+    /// What may take longer than this to run is claimed. What else a job is held for is in the rest of the broker's time.
+    pub longest_held: Duration,
+    /// How long a job without a deadline waits for a host that offers its tier.
+    pub tier_wait: Duration,
 }
 
 /// One tenant, as far as the queue is concerned.
@@ -117,11 +134,13 @@ impl Drop for AmqpQueue {
 
 impl AmqpQueue {
     /// Begins. A broker that cannot be reached, or is not set up, is tried again and again: [`Self::health`] says why.
-    /// Without `claims` no job must run for longer than the broker lets it be held. To be called inside a tokio runtime.
+    /// Without `neighbours` no job must run for longer than the broker lets it be held, and jobs of tiers that nobody offers
+    /// wait for ever. To be called inside a tokio runtime.
     #[must_use]
-    pub fn open(settings: &Settings, options: AmqpOptions, claims: Option<Claims>) -> Self {
+    pub fn open(settings: &Settings, options: AmqpOptions, neighbours: Option<Neighbours>) -> Self {
         let topology = options.topology();
-        let state = Arc::new(State::new(settings, options, claims));
+        let state = Arc::new(State::new(settings, options, neighbours));
+        let swept = topology.clone();
         let intake = Arc::new(intake::link(settings.clone(), topology, &state));
         let outlet = Arc::new(outlet::link(settings.clone(), &state));
         let (asks, asked) = mpsc::unbounded_channel();
@@ -129,8 +148,10 @@ impl AmqpQueue {
             tokio::spawn(attend::attend(Arc::clone(&state), Arc::clone(&intake))),
             tokio::spawn(puller::serve(Arc::clone(&state), Arc::clone(&intake), Arc::clone(&outlet), asked)),
         ];
-        if let Some(claims) = state.claims.clone() {
-            tasks.push(tokio::spawn(claims::watch(claims, Arc::clone(&state))));
+        if let Some(neighbours) = state.neighbours.clone() {
+            tasks.push(tokio::spawn(claims::watch(neighbours.clone(), Arc::clone(&state))));
+            let sweeper = Sweeper { neighbours, topology: swept, intake, outlet: Arc::clone(&outlet) };
+            tasks.push(tokio::spawn(sweeper.sweep_forever()));
         }
         Self { state, outlet, asks, tasks }
     }
@@ -180,8 +201,8 @@ impl Queue for AmqpQueue {
     }
 
     async fn keep(&self, delivery: &mut AmqpDelivery, run: Duration) -> Keeping {
-        match &self.state.claims {
-            Some(claims) => claims::keep(claims, delivery, run).await,
+        match &self.state.neighbours {
+            Some(neighbours) => claims::keep(neighbours, delivery, run).await,
             None => Keeping::Kept,
         }
     }

@@ -57,6 +57,7 @@ use std::{
     time::Duration,
 };
 
+use pool::Tier;
 use redis::{Script, ScriptInvocation};
 use tokio::{
     sync::{broadcast, watch},
@@ -217,12 +218,22 @@ impl RedisStore {
         self.shared.stale.load(Ordering::Relaxed)
     }
 
-    /// Notes that a job was sent, so that it is known before any host has pulled it. `false`: its id is known already.
-    pub async fn submitted(&self, job: &JobKey) -> Result<bool, RedisStoreError> {
+    /// Notes that a job was sent, so that it is known before any host has pulled it, and which tier it needs, if that is
+    /// known. `false`: its id is known already.
+    pub async fn submitted(&self, job: &JobKey, tier: Option<Tier>) -> Result<bool, RedisStoreError> {
         let shared = &self.shared;
         let mut ask = scripts::SUBMITTED.prepare_invoke();
         ask.key(shared.keys.job(job)).arg(millis(shared.settings.outcomes_for));
+        ask.arg(tier.map_or("", Tier::name));
         shared.commands.ask(&ask).await
+    }
+
+    /// The tier that a job needs which waits, as far as anybody has told.
+    pub async fn needs(&self, job: &JobKey) -> Result<Option<Tier>, RedisStoreError> {
+        let mut ask = redis::cmd("HGET");
+        ask.arg(self.shared.keys.job(job)).arg("tier");
+        let tier: Option<String> = self.shared.commands.ask(&ask).await?;
+        Ok(tier.and_then(|tier| tier.parse().ok()))
     }
 
     /// How many jobs of each tenant run on live hosts. A tenant without any is not listed.

@@ -131,6 +131,11 @@ impl Cluster {
         self.runtime.block_on(Producer::connect(&settings, &self.tenant, replies)).unwrap()
     }
 
+    /// Sends anything, by any way.
+    pub(crate) fn submit(&self, producer: &Producer, submission: Submission) -> Submitted {
+        self.runtime.block_on(producer.submit(submission)).unwrap()
+    }
+
     /// Sends anything.
     pub(crate) fn send(&self, producer: &Producer, id: &str, body: impl Into<Vec<u8>>) -> Submitted {
         let submission = Submission {
@@ -140,7 +145,7 @@ impl Cluster {
             expires: None,
             traceparent: None,
         };
-        self.runtime.block_on(producer.submit(submission)).unwrap()
+        self.submit(producer, submission)
     }
 
     /// Waits for what a producer is answered.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use worker::{ErrorReport, causes};
 
 use super::{
+    Neighbours,
     decode::{DEADLINE, Message},
     delivery::AmqpDelivery,
     state::State,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     failpoint,
     queue::{Keeping, fair::LaneNumber},
-    store::redis::{Claiming, RedisStore, RedisStoreError},
+    store::redis::{Claiming, RedisStoreError},
 };
 
 /// How often claims are looked for that nobody has.
@@ -28,16 +29,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// When a job is tried again of which another message is claimed.
 const SHORTLY: Duration = Duration::from_millis(500);
 /// Headers that the broker adds and counts up.
-const BROKERS: &str = "x-";
-
-/// What the claims need.
-#[derive(Debug, Clone)]
-pub struct Claims {
-    /// Where they are recorded.
-    pub store: RedisStore,
-    /// What may take longer than this to run is claimed. What else a job is held for is in the rest of the broker's time.
-    pub longest_held: Duration,
-}
+pub(super) const BROKERS: &str = "x-";
 
 /// What is recorded of a message, before its body.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,24 +43,24 @@ struct Head {
 const VERSION: u32 = 1;
 
 /// Sees to it that a job which may run for so long comes back if this process dies, and not before.
-pub(super) async fn keep(claims: &Claims, delivery: &mut AmqpDelivery, run: Duration) -> Keeping {
-    if run <= claims.longest_held || delivery.is_claimed() {
+pub(super) async fn keep(neighbours: &Neighbours, delivery: &mut AmqpDelivery, run: Duration) -> Keeping {
+    if run <= neighbours.longest_held || delivery.is_claimed() {
         return Keeping::Kept;
     }
     let Ok(record) = record(&delivery.message) else {
-        return Keeping::Refused(refusal(run, claims.longest_held, "its message cannot be recorded"));
+        return Keeping::Refused(refusal(run, neighbours.longest_held, "its message cannot be recorded"));
     };
-    match claims.store.claim(delivery.key(), delivery.queue(), record).await {
+    match neighbours.store.claim(delivery.key(), delivery.queue(), record).await {
         Ok(Claiming::Claimed(claim)) => {
             failpoint::pass("claimed");
-            delivery.is_claimed_now(claim, claims.store.clone()).await;
+            delivery.is_claimed_now(claim, neighbours.store.clone()).await;
             failpoint::pass("claim-acked");
             Keeping::Kept
         }
         Ok(Claiming::Held) => Keeping::NotNow(SHORTLY),
         Err(RedisStoreError::Forgetful(why)) => Keeping::Refused(refusal(
             run,
-            claims.longest_held,
+            neighbours.longest_held,
             &format!("the store may forget a claim: {why}"),
         )),
         Err(error) => {
@@ -114,7 +106,7 @@ fn lasting(properties: &BasicProperties) -> BasicProperties {
     properties.clone().with_headers(kept)
 }
 
-fn message(record: &[u8]) -> Option<Message> {
+pub(super) fn message(record: &[u8]) -> Option<Message> {
     let end = record.iter().position(|byte| *byte == b'\n')?;
     let head: Head = serde_json::from_slice(&record[..end]).ok()?;
     if head.version != VERSION {
@@ -125,8 +117,12 @@ fn message(record: &[u8]) -> Option<Message> {
 }
 
 /// A claim of a lane that nobody has, if no other host is faster.
-pub(super) async fn take(claims: &Claims, state: &Arc<State>, lane: LaneNumber) -> Option<AmqpDelivery> {
-    let taken = match claims.store.take_expired(state.queue_of(lane), 1).await {
+pub(super) async fn take(
+    neighbours: &Neighbours,
+    state: &Arc<State>,
+    lane: LaneNumber,
+) -> Option<AmqpDelivery> {
+    let taken = match neighbours.store.take_expired(state.queue_of(lane), 1).await {
         Ok(mut taken) => taken.pop(),
         Err(error) => {
             tracing::warn!(error = %causes(&error), "no claim can be taken over");
@@ -144,13 +140,13 @@ pub(super) async fn take(claims: &Claims, state: &Arc<State>, lane: LaneNumber) 
         tracing::error!(job = %claim.job, "the record of a claim cannot be read");
         return None;
     };
-    Some(AmqpDelivery::of_claim(state, lane, claim, claims.store.clone(), message))
+    Some(AmqpDelivery::of_claim(state, lane, claim, neighbours.store.clone(), message))
 }
 
 /// Looks now and then how many claims of each lane nobody has.
-pub(super) async fn watch(claims: Claims, state: Arc<State>) {
+pub(super) async fn watch(neighbours: Neighbours, state: Arc<State>) {
     loop {
-        match claims.store.orphans().await {
+        match neighbours.store.orphans().await {
             Ok(orphans) => {
                 if state.count_orphans(&orphans) {
                     state.changed.notify_one();

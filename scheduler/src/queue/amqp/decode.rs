@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lapin::{
-    BasicProperties,
+    Acker, BasicProperties,
+    message::Delivery,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use pool::Tier;
@@ -47,6 +48,19 @@ pub(crate) struct Message {
     pub(crate) key: String,
     pub(crate) properties: BasicProperties,
     pub(crate) body: Vec<u8>,
+}
+
+impl Message {
+    /// What the broker gave, and how to tell it that this is done with.
+    pub(super) fn of(got: Delivery) -> (Self, Acker) {
+        let message = Self {
+            exchange: got.exchange.as_str().to_owned(),
+            key: got.routing_key.as_str().to_owned(),
+            properties: got.properties,
+            body: got.data,
+        };
+        (message, got.acker)
+    }
 }
 
 /// What it says.
@@ -183,7 +197,7 @@ fn returned(properties: &BasicProperties, lane: Option<&Lane>) -> NoJob {
 }
 
 /// Why the broker gave it up last. The entry that the broker writes is the first.
-fn death(properties: &BasicProperties) -> Option<String> {
+pub(super) fn death(properties: &BasicProperties) -> Option<String> {
     let headers: &FieldTable = properties.headers().as_ref()?;
     let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else { return None };
     let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };

@@ -17,11 +17,12 @@ use worker::causes;
 use super::{
     LOOK, claims,
     counts::one,
-    decode::{Message, decode},
+    decode::{Message, Way, decode},
     delivery::AmqpDelivery,
     intake::{self, Intake},
     outlet::Outlet,
     state::State,
+    strays::{self, Verdict},
 };
 use crate::{
     broker::link::{Link, Session},
@@ -86,8 +87,10 @@ impl Puller {
             let next = self.state.fair().next();
             match next {
                 Some(lane) => {
-                    if let Some(delivery) = self.get(&session, lane).await {
-                        return Some(Some(self.read(delivery)));
+                    if let Some(delivery) = self.get(&session, lane).await
+                        && let Some(pulled) = self.look_into(delivery).await
+                    {
+                        return Some(Some(pulled));
                     }
                 }
                 None if self.state.options.until_empty && self.is_over().await => return Some(None),
@@ -124,8 +127,8 @@ impl Puller {
 
     async fn get(&self, session: &Arc<Session<Intake>>, lane: LaneNumber) -> Option<AmqpDelivery> {
         if self.state.fair().orphans(lane) > 0
-            && let Some(claims) = &self.state.claims
-            && let Some(delivery) = claims::take(claims, &self.state, lane).await
+            && let Some(neighbours) = &self.state.neighbours
+            && let Some(delivery) = claims::take(neighbours, &self.state, lane).await
         {
             return Some(delivery);
         }
@@ -135,15 +138,9 @@ impl Puller {
             Ok(Some((channel, got))) => {
                 self.state.fair().found(lane, u64::from(got.message_count));
                 one(&self.state.tally.pulled);
-                let got = got.delivery;
-                let message = Message {
-                    exchange: got.exchange.as_str().to_owned(),
-                    key: got.routing_key.as_str().to_owned(),
-                    properties: got.properties,
-                    body: got.data,
-                };
+                let (message, acker) = Message::of(got.delivery);
                 let session = Arc::clone(session);
-                Some(AmqpDelivery::new(&self.state, session, lane, channel, got.acker, message))
+                Some(AmqpDelivery::new(&self.state, session, lane, channel, acker, message))
             }
             Ok(None) => {
                 self.state.fair().missed(lane, version);
@@ -173,6 +170,29 @@ impl Puller {
                 state.changed.notify_one();
             }
         });
+    }
+
+    /// What was got, unless it is one that the broker returned and that waits again.
+    async fn look_into(&self, mut delivery: AmqpDelivery) -> Option<Pulled<AmqpDelivery>> {
+        let Some(neighbours) = self.state.neighbours.as_ref().filter(|_| *delivery.way() == Way::Returned)
+        else {
+            return Some(self.read(delivery));
+        };
+        match strays::judge(neighbours, &mut delivery, &self.outlet).await {
+            Ok(Verdict::AsItIs) => Some(self.read(delivery)),
+            Ok(Verdict::GivenUp(no_job)) => Some(Pulled { job: Err(no_job), ..self.read(delivery) }),
+            Ok(Verdict::Waits) => {
+                // If the broker does not hear it, the job comes twice and is told apart by its id.
+                let _ = delivery.ack().await;
+                None
+            }
+            Err(error) => {
+                tracing::warn!(error = %causes(&*error), "a job that was returned is looked at again");
+                let _ = put_back(&self.state, &self.outlet, delivery).await;
+                sleep(SHORTLY).await;
+                None
+            }
+        }
     }
 
     fn read(&self, mut delivery: AmqpDelivery) -> Pulled<AmqpDelivery> {

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    AmqpOptions, claims::Claims, counts::Tally, decode::Way, delivery::AmqpDelivery, direct::DirectReplies,
+    AmqpOptions, Neighbours, counts::Tally, decode::Way, delivery::AmqpDelivery, direct::DirectReplies,
 };
 use crate::{
     broker::{
@@ -29,8 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct State {
     pub(super) options: AmqpOptions,
-    /// `None`: no job is claimed, however long it runs.
-    pub(super) claims: Option<Claims>,
+    /// `None`: no job is claimed, however long it runs, and none is parked.
+    pub(super) neighbours: Option<Neighbours>,
     lanes: Vec<(Way, String)>,
     by_queue: HashMap<String, LaneNumber>,
     /// Where a routing key leads, by exchange.
@@ -61,7 +61,7 @@ struct Held {
 }
 
 impl State {
-    pub(super) fn new(settings: &Settings, options: AmqpOptions, claims: Option<Claims>) -> Self {
+    pub(super) fn new(settings: &Settings, options: AmqpOptions, neighbours: Option<Neighbours>) -> Self {
         let topology = options.topology();
         let (mut lanes, mut ways, mut rights) = (Vec::new(), Vec::new(), Vec::new());
         for tenant in &options.tenants {
@@ -89,7 +89,7 @@ impl State {
             .collect();
         Self {
             options,
-            claims,
+            neighbours,
             fair: Mutex::new(Fair::new(rights, &ways)),
             lanes,
             by_queue,

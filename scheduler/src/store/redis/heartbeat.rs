@@ -10,6 +10,7 @@ use std::{
 
 use redis::{ScriptInvocation, cmd};
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
@@ -25,27 +26,52 @@ type Entry = (String, u64, String);
 type Account = (Vec<Entry>, Vec<String>, Vec<Entry>);
 
 /// Starts the heartbeat. It ends with the store.
+///
+/// Two things side by side: what Redis answers is worked through as it can be, and the lease is renewed at its times
+/// whatever becomes of that.
 pub(super) fn start(shared: &Arc<Shared>) -> JoinHandle<()> {
     let every = (shared.settings.lease / PER_LEASE).max(Duration::from_millis(1));
     let outlook = shared.outlook.clone();
     let shared = Arc::downgrade(shared);
+    let (tell, told) = watch::channel(Account::default());
     tokio::spawn(async move {
         tokio::select! {
             () = outlook.closed() => {}
-            () = beat(shared, every) => {}
+            () = renew(shared.clone(), every, tell) => {}
+            () = compare(shared, told) => {}
         }
     })
 }
 
-async fn beat(shared: Weak<Shared>, every: Duration) {
+/// Says again and again that this instance lives, and at once when something changes that it says of itself.
+async fn renew(shared: Weak<Shared>, every: Duration, tell: watch::Sender<Account>) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let Some(mut facts) = shared.upgrade().map(|shared| shared.facts.subscribe()) else { return };
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = facts.changed() => if changed.is_err() { return },
+        }
         let Some(shared) = shared.upgrade() else { return };
         match shared.beat_once().await {
-            Ok(()) | Err(RedisStoreError::Closed) => {}
+            Ok(Some(account)) => drop(tell.send_replace(account)),
+            // The next one comes soon, and `health` has been told.
+            Ok(None) | Err(RedisStoreError::Closed) => {}
             Err(error) => tracing::warn!(error = %worker::causes(&error), "a heartbeat went wrong"),
+        }
+    }
+}
+
+/// Compares what Redis believes with what is so, each time that it says it. What it said while this took long is made up
+/// for by what it says next.
+async fn compare(shared: Weak<Shared>, mut told: watch::Receiver<Account>) {
+    while told.changed().await.is_ok() {
+        let account = told.borrow_and_update().clone();
+        let Some(shared) = shared.upgrade() else { return };
+        match shared.compare(account).await {
+            Ok(()) | Err(RedisStoreError::Closed) => {}
+            Err(error) => tracing::warn!(error = %worker::causes(&error), "a heartbeat's answer went wrong"),
         }
     }
 }
@@ -59,13 +85,16 @@ impl Shared {
         Ok(ask)
     }
 
-    async fn beat_once(&self) -> Result<(), RedisStoreError> {
-        let (attempts, cancelled, claims): Account = match self.pulse.try_once(&self.heartbeat()?).await {
-            Ok(account) => account,
-            // The next one comes soon, and `health` has been told.
-            Err(error) if passes(&error) => return Ok(()),
-            Err(error) => return Err(RedisStoreError::Refused(error)),
-        };
+    /// `None`: it was not heard.
+    async fn beat_once(&self) -> Result<Option<Account>, RedisStoreError> {
+        match self.pulse.try_once(&self.heartbeat()?).await {
+            Ok(account) => Ok(Some(account)),
+            Err(error) if passes(&error) => Ok(None),
+            Err(error) => Err(RedisStoreError::Refused(error)),
+        }
+    }
+
+    async fn compare(&self, (attempts, cancelled, claims): Account) -> Result<(), RedisStoreError> {
         // If the other connection is lost, this makes it anew: then Redis is told first what it may have forgotten.
         self.nudge().await?;
         self.held.forget_ended();

@@ -1,7 +1,8 @@
 //! What things are called in Redis.
 //!
 //! ```text
-//! <prefix>:{<tenant>/<id>}:job      hash: state, digest, starts, epoch, owner, token, spent, cancelled, outcome
+//! <prefix>:{<tenant>/<id>}:job      hash: state, tier, digest, starts, epoch, owner, token, spent, cancelled,
+//!                                   outcome
 //! <prefix>:{<tenant>/<id>}:result   the result as JSON; gone before the job is forgotten
 //! <prefix>:{<tenant>/<id>}:output   stream: what the job writes, while it runs and shortly after
 //! <prefix>:leases                   sorted set: instance → when its lease runs out (µs, Redis' clock)
@@ -13,6 +14,7 @@
 //! <prefix>:claims:records           hash: job → what is needed to run it and to answer
 //! <prefix>:claims:lanes             hash: job → the lane that it came by
 //! <prefix>:claims:due               sorted set: job → when it may be taken again
+//! <prefix>:turn:<what>              string: the instance whose turn it was, for as long as nobody else's is
 //! <prefix>:cancelled                channel: a job that has begun is not wanted any more
 //! ```
 //!
@@ -66,6 +68,10 @@ impl Keys {
 
     pub(super) fn output(&self, job: &JobKey) -> String {
         self.of(job, "output")
+    }
+
+    pub(super) fn turn(&self, what: &str) -> String {
+        format!("{}:turn:{what}", self.prefix)
     }
 
     fn of(&self, job: &JobKey, what: &str) -> String {

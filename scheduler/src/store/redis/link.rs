@@ -233,6 +233,12 @@ impl Link {
         Ok((number, connection))
     }
 
+    /// Nothing is asked by this link until what this gives is dropped.
+    #[cfg(test)]
+    pub(super) async fn hold_up(&self) -> impl Drop + '_ {
+        self.current.lock().await
+    }
+
     /// Leaves a connection, unless somebody else has done so already.
     async fn give_up(&self, number: u64) {
         let mut current = self.current.lock().await;

@@ -108,7 +108,7 @@ impl StoreBed for Bed {
         self.begin_anew(Duration::from_secs(600));
         let store = self.one_more();
         for id in ids {
-            assert!(store.submitted(&JobKey::new("local", *id)).await.unwrap());
+            assert!(store.submitted(&JobKey::new("local", *id), None).await.unwrap());
         }
         store
     }

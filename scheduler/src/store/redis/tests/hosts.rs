@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pool::Tier;
 use servers::Proxy;
 use tokio::time::timeout;
 use worker::{ErrorReport, JobResult, Outcome};
@@ -172,8 +173,8 @@ async fn a_job_is_known_from_when_it_was_sent() {
     let Some(mut bed) = Bed::start("a_job_is_known_from_when_it_was_sent") else { return };
     bed.begin_anew(LONG);
     let (host, producer) = (bed.one_more(), RedisStore::look_on(bed.settings()).unwrap());
-    assert!(producer.submitted(&key("job")).await.unwrap());
-    assert!(!producer.submitted(&key("job")).await.unwrap(), "its id is known already");
+    assert!(producer.submitted(&key("job"), None).await.unwrap());
+    assert!(!producer.submitted(&key("job"), None).await.unwrap(), "its id is known already");
     assert_eq!(producer.state(&key("job")).await.unwrap(), Some(JobState::Waiting { cancelled: false }));
     begin(&host, &key("job")).await;
     assert_eq!(producer.state(&key("job")).await.unwrap(), Some(JobState::Begun { attempt: 1 }));
@@ -338,4 +339,54 @@ async fn a_redis_says_whether_it_keeps_what_it_answers() {
     forbid.arg("SETUSER").arg("default").arg("-config");
     store.shared.commands.ask::<()>(&forbid).await.unwrap();
     assert!(matches!(store.check_durability().await.unwrap(), Durability::Unknown(_)));
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_whatever_becomes_of_the_commands() {
+    let Some(mut bed) = Bed::start("a_lease_is_renewed_whatever_becomes_of_the_commands") else { return };
+    let lease = Duration::from_millis(500);
+    bed.begin_anew(lease);
+    let (a, b) = (bed.one_more(), bed.one_more());
+    let attempt = begin(&a, &key("job")).await;
+    let stuck = a.shared.commands.hold_up().await;
+    let clock = std::time::Instant::now();
+    while clock.elapsed() < 4 * lease {
+        assert!(matches!(b.begin(&key("job"), &BodyDigest::of(b"")).await.unwrap(), Begun::Busy(_)));
+        tokio::time::sleep(lease / 10).await;
+    }
+    drop(stuck);
+    assert_eq!(a.finish(attempt, &result("job")).await.unwrap(), Finished::Stored);
+}
+
+#[tokio::test]
+async fn what_one_host_is_enough_for_is_done_by_one_at_a_time() {
+    let Some(mut bed) = Bed::start("what_one_host_is_enough_for_is_done_by_one_at_a_time") else { return };
+    bed.begin_anew(LONG);
+    let (a, b) = (bed.one_more(), bed.one_more());
+    let short = Duration::from_millis(100);
+    assert!(a.turn("it", short).await.unwrap());
+    assert!(b.turn("something else", LONG).await.unwrap());
+    assert!(!b.turn("something else", LONG).await.unwrap());
+    until("the time of the first is over", async || b.turn("it", LONG).await.unwrap()).await;
+    assert!(!a.turn("it", LONG).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_tier_is_offered_by_hosts_that_live_and_do_not_rest() {
+    let Some(mut bed) = Bed::start("a_tier_is_offered_by_hosts_that_live_and_do_not_rest") else { return };
+    bed.begin_anew(Duration::from_millis(500));
+    let (a, b) = (bed.one_more(), bed.one_more());
+    let facts = |tiers: &[Tier]| HostFacts {
+        tiers: tiers.iter().map(ToString::to_string).collect(),
+        ..HostFacts::default()
+    };
+    a.set_facts(facts(&[Tier::Chroot, Tier::Vm]));
+    b.set_facts(facts(&[Tier::Chroot]));
+    until("both are heard", async || b.offered().await.unwrap() == [Tier::Chroot, Tier::Vm]).await;
+    a.set_resting(&[Tier::Vm]);
+    until("one tier rests", async || b.offered().await.unwrap() == [Tier::Chroot]).await;
+    a.set_resting(&[]);
+    until("it is offered again", async || b.offered().await.unwrap() == [Tier::Chroot, Tier::Vm]).await;
+    Bed::silence(a).await;
+    until("its host is dead", async || b.offered().await.unwrap() == [Tier::Chroot]).await;
 }

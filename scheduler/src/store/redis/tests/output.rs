@@ -57,7 +57,7 @@ async fn what_a_job_writes_is_seen_while_it_runs() {
     let Some(mut bed) = Bed::start("what_a_job_writes_is_seen_while_it_runs") else { return };
     bed.begin_anew(LONG);
     let (host, reader) = (bed.one_more(), RedisStore::look_on(bed.settings()).unwrap());
-    reader.submitted(&job()).await.unwrap();
+    reader.submitted(&job(), None).await.unwrap();
     let live = host.live_output(&job(), 1);
     let (mut out, mut err) = (live.stdout(), live.stderr());
     let mut follow = reader.follow(&job());
@@ -82,7 +82,7 @@ async fn a_flood_is_bounded_and_what_is_missing_is_said() {
     let Some(mut bed) = Bed::start("a_flood_is_bounded_and_what_is_missing_is_said") else { return };
     bed.begin_anew(LONG);
     let host = bed.one_more();
-    host.submitted(&job()).await.unwrap();
+    host.submitted(&job(), None).await.unwrap();
     let live = host.live_output(&job(), 1);
     let mut out = live.stdout();
     let block = vec![b'x'; 64 * 1024];
