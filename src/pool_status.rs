@@ -8,9 +8,13 @@ use std::{
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use pool::KindStatus;
+use scheduler::Resting;
 use scheduler::control::{Answer, Ask, client::live};
 
-use crate::{node::Places, status::answers};
+use crate::{
+    node::Places,
+    status::{answers, resting_text},
+};
 
 /// Look at the pools of clean sandboxes.
 #[derive(Debug, Args)]
@@ -33,10 +37,16 @@ enum Question {
 pub(crate) fn run(args: &PoolArgs, places: &Places, out: &mut impl Write) -> io::Result<ExitCode> {
     let Question::Status { json } = args.question;
     let sockets = live(&places.run_dir)?;
-    let kinds: Vec<KindStatus> = answers(&sockets, &Ask::Pool)
-        .filter_map(|answer| if let Answer::Pool { kinds } = answer { Some(kinds) } else { None })
-        .flatten()
-        .collect();
+    let (mut kinds, mut resting): (Vec<KindStatus>, Vec<Resting>) = Default::default();
+    for answer in answers(&sockets, &Ask::Pool) {
+        if let Answer::Pool { kinds: more, resting: too } = answer {
+            kinds.extend(more);
+            resting.extend(too);
+        }
+    }
+    for resting in resting.iter().filter(|_| !json) {
+        writeln!(out, "{}", resting_text(resting))?;
+    }
     if json {
         serde_json::to_writer_pretty(&mut *out, &kinds)?;
         writeln!(out)?;

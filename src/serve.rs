@@ -80,9 +80,10 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     }
     let heeding = tokio::spawn(heed(signals, stopper.clone(), Arc::clone(&service), places.clone()));
     let hurrying = tokio::spawn(hurry(stop.clone(), stopper.clone(), config.serve.drain));
+    let resting = tokio::spawn(tell_of_rest(Arc::clone(&service)));
     remark(&format!("serving with {slots} slots"));
     let ran = service.run(&stopper, &stop).await;
-    for task in [heeding, hurrying] {
+    for task in [heeding, hurrying, resting] {
         task.abort();
         // Until then it holds the service.
         let _ = task.await;
@@ -201,6 +202,24 @@ async fn tell_of_queue(mut health: tokio::sync::watch::Receiver<scheduler::broke
         if health.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Says when a tier can make no sandboxes any more, and when it can again.
+async fn tell_of_rest(service: Arc<Service<AmqpQueue>>) {
+    let (mut changes, mut before) = (service.rest_changes(), Vec::new());
+    while changes.changed().await.is_ok() {
+        let now = changes.borrow_and_update().clone();
+        for resting in service.resting().iter().filter(|resting| !before.contains(&resting.tier)) {
+            remark(&format!(
+                "tier {} rests: its jobs are left to other hosts until a sandbox can be made; {}",
+                resting.tier, resting.why
+            ));
+        }
+        for tier in before.iter().filter(|tier| !now.contains(tier)) {
+            remark(&format!("tier {tier} is offered again: a sandbox could be made"));
+        }
+        before = now;
     }
 }
 

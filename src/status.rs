@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use scheduler::{
-    JobKey, JobState,
+    JobKey, JobState, Resting,
     control::{
         Answer, Ask, JobStatus, Status,
         client::{ask, live},
@@ -76,12 +76,26 @@ fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
         Some(why) => writeln!(out, "  waiting  {}: {why}", status.waiting)?,
         None => writeln!(out, "  waiting  0")?,
     }
+    for resting in &status.resting {
+        writeln!(out, "  {}", resting_text(resting))?;
+    }
     for running in &status.running {
         let (job, tier, phase) = (&running.job, running.tier, running.phase.name());
         let elapsed = shown(running.elapsed_us);
         writeln!(out, "  running  {job}  {tier}  {phase}  {elapsed}  attempt {}", running.attempt)?;
     }
     Ok(())
+}
+
+/// A tier that rests, in a line.
+pub(crate) fn resting_text(resting: &Resting) -> String {
+    let Resting { tier, why, rests_us, tries, again_us } = resting;
+    let seconds = |us: &u64| us.div_ceil(1_000_000);
+    format!(
+        "resting  {tier} for {} s, after {tries} tries; the next in {} s: {why}",
+        seconds(rests_us),
+        seconds(again_us)
+    )
 }
 
 fn has_it(job: &JobStatus) -> bool {

@@ -31,6 +31,7 @@ use crate::{
     queue::Queue,
     stop::{Stage, Stop},
     store::{Cancelling, JobState, Store},
+    ward::Resting,
 };
 
 /// The version of the questions and answers.
@@ -82,6 +83,9 @@ pub enum Answer {
     Pool {
         /// One for each kind of sandbox.
         kinds: Vec<KindStatus>,
+        /// The tiers on which no sandbox can be made for now.
+        #[serde(default)]
+        resting: Vec<Resting>,
     },
     /// The question cannot be answered.
     Error {
@@ -133,6 +137,9 @@ pub struct Status {
     pub running: Vec<RunningJob>,
     /// How often a job was given another sandbox.
     pub retries: u64,
+    /// The tiers on which no sandbox can be made for now.
+    #[serde(default)]
+    pub resting: Vec<Resting>,
     /// Whether no more jobs are started.
     pub stopping: bool,
 }
@@ -260,7 +267,7 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
         };
         match ask {
             Ask::Status => Answer::Status(self.status(&engine)),
-            Ask::Pool => Answer::Pool { kinds: engine.runner().standing() },
+            Ask::Pool => Answer::Pool { kinds: engine.runner().standing(), resting: engine.resting() },
             Ask::Job { job } => match self.job(&engine, &key(&job)).await {
                 Ok(job) => Answer::Job { job },
                 Err(why) => Answer::Error { why },
@@ -286,6 +293,7 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
             slots: engine.slots(),
             running,
             retries: board.retries(),
+            resting: engine.resting(),
             stopping: self.stop.stage() != Stage::Running,
         }
     }

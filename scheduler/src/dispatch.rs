@@ -14,12 +14,16 @@ use std::{
     time::Duration,
 };
 
-use pool::{KindStatus, Tier, Want};
+use pool::{JobRef, KindStatus, Limits, Tier, Want};
 use thiserror::Error;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, sleep_until, timeout},
+};
 use worker::{
     Assignment, Cancelled, Company, Discard, ErrorReport, Job, JobResult, Outcome, Progress, Worker,
-    cancellation,
+    cancellation, causes,
 };
 
 use crate::{
@@ -32,8 +36,11 @@ use crate::{
     retry::{self, Next},
     stop::{Stage, Stop, Stopper},
     store::{Attempt, Begun, Finished, Store, StoreError},
+    ward::{Resting, Ward},
 };
 
+/// How long a sandbox that is only tried may take.
+const LONGEST_TRIAL: Duration = Duration::from_secs(60);
 /// How often the runner hears what is still to come.
 const FORECAST: Duration = Duration::from_millis(500);
 /// Results of one slot that may be under way to the store. Nobody waits for them, so they must be few.
@@ -49,6 +56,9 @@ pub trait Runner: Send + Sync + 'static {
         cancelled: Cancelled,
     ) -> impl Future<Output = JobResult> + Send;
 
+    /// Makes a sandbox and ends it, to see whether that can be done.
+    fn try_one(&self, want: &Want) -> impl Future<Output = Result<(), ErrorReport>> + Send;
+
     /// Hears how many jobs of a kind are still to come.
     fn expect(&self, want: &Want, jobs: usize);
 
@@ -60,6 +70,18 @@ impl Runner for Worker {
     async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> JobResult {
         let company = Company { progress, ..Company::default() };
         Self::work(self, job, company, &mut Discard, cancelled).await
+    }
+
+    async fn try_one(&self, want: &Want) -> Result<(), ErrorReport> {
+        let job = JobRef { id: "trial".to_owned(), tenant: "mayfly".to_owned(), attempt: 0 };
+        let trial = async {
+            let lease = self.pool().checkout(want, job).await.map_err(|error| causes(&error))?;
+            lease.destroy().await.map_err(|error| causes(&error))
+        };
+        let tried = timeout(LONGEST_TRIAL, trial).await;
+        let tried = tried.unwrap_or_else(|_| Err(format!("it took more than {LONGEST_TRIAL:?}")));
+        let hint = "`mayfly doctor` says what is wrong with this host";
+        tried.map_err(|why| ErrorReport::new("no sandbox could be made", why, hint))
     }
 
     fn expect(&self, want: &Want, jobs: usize) {
@@ -102,6 +124,9 @@ pub struct Dispatcher<Q, S, R> {
     policies: RwLock<Arc<Policies>>,
     slots: usize,
     board: Board,
+    /// Whether a tier that makes no sandboxes rests. Otherwise the whole ends.
+    rests: bool,
+    ward: Ward,
     /// Jobs in a row that got no sandbox.
     in_vain: AtomicU32,
     halted: Mutex<Option<DispatchError>>,
@@ -118,9 +143,17 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             policies: RwLock::new(Arc::new(policies)),
             slots,
             board: Board::default(),
+            rests: false,
+            ward: Ward::default(),
             in_vain: AtomicU32::new(0),
             halted: Mutex::new(None),
         }
+    }
+
+    /// Where there are others who can run the jobs: a tier on which no sandbox can be made rests, and is tried again.
+    #[must_use]
+    pub fn that_rests(self) -> Self {
+        Self { rests: true, ..self }
     }
 
     /// Runs until the queue ends, until `stop` says so, or until it cannot go on. When it returns no job runs.
@@ -129,6 +162,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let told = self.forecast(HashMap::new());
         let forecaster = tokio::spawn(Arc::clone(self).keep_forecasting(told));
         let aborter = tokio::spawn(Arc::clone(self).abort(stop.clone()));
+        let nurse = tokio::spawn(Arc::clone(self).nurse());
         let mut slots = JoinSet::new();
         for _ in 0..self.slots {
             slots.spawn(Arc::clone(self).slot(stopper.clone(), stop.clone()));
@@ -140,7 +174,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
                 stopper.drain();
             }
         }
-        for task in [forecaster, aborter] {
+        for task in [forecaster, aborter, nurse] {
             task.abort();
             // Until then it holds this dispatcher.
             let _ = task.await;
@@ -155,6 +189,18 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     #[must_use]
     pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// The tiers on which no sandbox can be made for now.
+    #[must_use]
+    pub fn resting(&self) -> Vec<Resting> {
+        self.ward.all()
+    }
+
+    /// Which they are, now and after each change.
+    #[must_use]
+    pub fn rest_changes(&self) -> watch::Receiver<Vec<Tier>> {
+        self.ward.changes()
     }
 
     /// Where its jobs come from.
@@ -333,17 +379,17 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             Keeping::NotNow(again) => return Err(Requeue::Later(again)),
             Keeping::Refused(report) => return without_run(Outcome::Rejected, report),
         }
-        self.try_out(attempt, &assignment, idempotent, stop).await.ok_or(Requeue::Stopping)
+        self.try_out(attempt, &assignment, idempotent, stop).await
     }
 
-    /// Runs the job, on one sandbox after the other while failures are ours. `None`: as if it had never begun.
+    /// Runs the job, on one sandbox after the other while failures are ours. `Err`: as if it had never begun.
     async fn try_out(
         &self,
         attempt: &Attempt,
         assignment: &Assignment,
         idempotent: bool,
         stop: &Stop,
-    ) -> Option<JobResult> {
+    ) -> Result<JobResult, Requeue> {
         let key = &attempt.job;
         let (canceller, cancelled) = cancellation();
         let progress = Progress::default();
@@ -355,22 +401,29 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         }
         let mut tried = 1;
         loop {
+            if self.ward.rests(assignment.want.tier) {
+                return Err(Requeue::Unable);
+            }
             let mut result = self.runner.work(assignment, progress.clone(), cancelled.clone()).await;
             let never_ran = result.phases.run_us == 0;
             if result.outcome == Outcome::Cancelled
                 && !self.board.is_cancelled(key)
                 && (never_ran || idempotent)
             {
-                return None;
+                return Err(Requeue::Stopping);
             }
             match retry::next(&result, idempotent, tried) {
                 Next::Keep => {
+                    let no_sandbox = result.outcome == Outcome::InfraError && never_ran;
+                    if no_sandbox && self.is_unable(&assignment.want).await {
+                        return Err(Requeue::Unable);
+                    }
                     if tried > 1 {
                         result
                             .notes
                             .push(format!("this was sandbox {tried}: the ones before failed, not the job"));
                     }
-                    return Some(result);
+                    return Ok(result);
                 }
                 Next::Again(pause) => {
                     self.board.retried();
@@ -406,8 +459,57 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         }
     }
 
+    /// Whether it is this host, and not the job, that no sandbox could be made. Then its tier rests.
+    async fn is_unable(&self, want: &Want) -> bool {
+        if !self.rests {
+            return false;
+        }
+        let _one = self.ward.looking.lock().await;
+        if self.ward.rests(want.tier) {
+            return true;
+        }
+        // What a job asks for beside its tier and image must not make a host look unable.
+        let want = Want { limits: Limits::default(), ..want.clone() };
+        let Err(report) = self.runner.try_one(&want).await else { return false };
+        tracing::warn!(tier = %want.tier, why = report.why, "no sandbox can be made; the tier rests");
+        self.ward.failed(&want, &report);
+        self.queue.rest(want.tier, true);
+        true
+    }
+
+    /// Tries tiers that rest, until they do not have to any more.
+    async fn nurse(self: Arc<Self>) {
+        let mut changes = self.ward.changes();
+        loop {
+            let Some((again, want)) = self.ward.next() else {
+                // The sender is our own.
+                let _ = changes.changed().await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep_until(again) => {}
+                // Another tier may be due earlier.
+                _ = changes.changed() => continue,
+            }
+            match self.runner.try_one(&want).await {
+                Ok(()) => {
+                    tracing::info!(tier = %want.tier, "a sandbox could be made; the tier is offered again");
+                    self.ward.recovered(want.tier);
+                    self.queue.rest(want.tier, false);
+                }
+                Err(report) => {
+                    tracing::debug!(tier = %want.tier, why = report.why, "still no sandbox can be made");
+                    self.ward.failed(&want, &report);
+                }
+            }
+        }
+    }
+
     /// Stops before every job is spent on a host that can make no sandbox.
     fn watch_infrastructure(&self, result: JobResult, stopper: &Stopper) {
+        if self.rests {
+            return;
+        }
         if result.outcome != Outcome::InfraError {
             self.in_vain.store(0, Ordering::Relaxed);
             return;

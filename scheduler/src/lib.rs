@@ -35,6 +35,7 @@ mod service;
 mod stop;
 mod store;
 mod tally;
+mod ward;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
 pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};
@@ -55,3 +56,4 @@ pub use service::{Service, Shown};
 pub use stop::{Stage, Stop, Stopper, stop};
 pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError, redis};
 pub use tally::{PhaseTimes, Tally, shown};
+pub use ward::Resting;

@@ -49,6 +49,9 @@ pub trait Queue: Send + Sync + 'static {
         why: Requeue,
     ) -> impl Future<Output = Result<(), QueueError>> + Send;
 
+    /// Whether jobs of a tier are left to others for now.
+    fn rest(&self, tier: Tier, resting: bool);
+
     /// What waits, as far as the queue knows without asking every job.
     fn backlog(&self) -> Backlog;
 }
@@ -100,6 +103,8 @@ pub enum Keeping {
 /// Why a job goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requeue {
+    /// This host can make no sandbox for it; another may.
+    Unable,
     /// This process takes no more jobs.
     Stopping,
     /// It cannot be started now; try again later.

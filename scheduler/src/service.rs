@@ -6,9 +6,9 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use pool::{KindStatus, Want};
-use tokio::{task::JoinSet, time::sleep};
-use worker::{Assignment, Cancelled, Company, Discard, JobResult, Progress, Worker, causes};
+use pool::{KindStatus, Tier, Want};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+use worker::{Assignment, Cancelled, Company, Discard, ErrorReport, JobResult, Progress, Worker, causes};
 
 use crate::{
     artifacts::ArtifactStore,
@@ -20,6 +20,7 @@ use crate::{
     queue::Queue,
     stop::{Stop, Stopper},
     store::redis::{HostFacts, RedisStore},
+    ward::Resting,
 };
 
 /// How often it is looked whether processes of this node have died.
@@ -71,6 +72,10 @@ impl Runner for Shown {
         }
     }
 
+    async fn try_one(&self, want: &Want) -> Result<(), ErrorReport> {
+        self.worker.try_one(want).await
+    }
+
     fn expect(&self, want: &Want, jobs: usize) {
         Runner::expect(&self.worker, want, jobs);
     }
@@ -92,7 +97,7 @@ impl<Q: Queue> Service<Q> {
         slots: usize,
     ) -> Self {
         let shown = Shown { worker, store: store.clone(), artifacts };
-        Self { engine: Arc::new(Dispatcher::new(queue, store, shown, policies, slots)) }
+        Self { engine: Arc::new(Dispatcher::new(queue, store, shown, policies, slots).that_rests()) }
     }
 
     /// Runs until the queue ends, until `stop` says so, or until it cannot go on. When it returns no job runs.
@@ -100,6 +105,7 @@ impl<Q: Queue> Service<Q> {
         let mut beside = JoinSet::new();
         beside.spawn(hear_cancellations(Arc::clone(&self.engine)));
         beside.spawn(bury_the_dead(Arc::clone(&self.engine)));
+        beside.spawn(tell_who_rests(Arc::clone(&self.engine)));
         beside.spawn(sweep_artifacts(Arc::clone(&self.engine)));
         let ran = self.engine.run(stopper, stop).await;
         beside.shutdown().await;
@@ -119,6 +125,18 @@ impl<Q: Queue> Service<Q> {
     /// Lets other processes ask what goes on, and cancel jobs.
     pub fn listen(&self, run_dir: &Path, who: Identity, stop: Stop) -> io::Result<Control> {
         Control::listen(run_dir, who, &self.engine, stop)
+    }
+
+    /// The tiers on which this host can make no sandbox for now.
+    #[must_use]
+    pub fn resting(&self) -> Vec<Resting> {
+        self.engine.resting()
+    }
+
+    /// Which they are, now and after each change.
+    #[must_use]
+    pub fn rest_changes(&self) -> watch::Receiver<Vec<Tier>> {
+        self.engine.rest_changes()
     }
 
     /// What is going on.
@@ -149,6 +167,15 @@ async fn hear_cancellations<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Show
         if engine.board().cancel(&job) {
             tracing::info!(%job, "cancelled");
         }
+    }
+}
+
+/// So that jobs of a tier which nobody offers for now are known to wait for one.
+async fn tell_who_rests<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+    let mut changes = engine.rest_changes();
+    while changes.changed().await.is_ok() {
+        let tiers = changes.borrow_and_update().clone();
+        engine.store().set_resting(&tiers);
     }
 }
 

@@ -6,6 +6,7 @@ mod inputs;
 mod jobs;
 mod producers;
 mod strays;
+mod unable;
 
 /// The same test on each version of the broker.
 macro_rules! on_every_broker {

@@ -219,7 +219,7 @@ impl Queue for AmqpQueue {
 
     async fn requeue(&self, delivery: AmqpDelivery, why: Requeue) -> Result<(), QueueError> {
         match why {
-            Requeue::Stopping => self.put_back(delivery).await,
+            Requeue::Stopping | Requeue::Unable => self.put_back(delivery).await,
             Requeue::Later(pause) if delivery.is_claimed() => delivery.put_back(pause).await,
             Requeue::Later(pause) => match self.state.hold(delivery, pause) {
                 None => Ok(()),
@@ -227,6 +227,10 @@ impl Queue for AmqpQueue {
             },
             Requeue::Elsewhere(tier) => self.send_on(delivery, tier).await,
         }
+    }
+
+    fn rest(&self, tier: Tier, resting: bool) {
+        self.state.rest(tier, resting);
     }
 
     fn backlog(&self) -> Backlog {

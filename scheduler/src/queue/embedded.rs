@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pool::Want;
+use pool::{Tier, Want};
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
@@ -258,7 +258,7 @@ impl Queue for Arc<EmbeddedQueue> {
 
     async fn requeue(&self, delivery: Delivery, why: Requeue) -> Result<(), QueueError> {
         let pause = match why {
-            Requeue::Stopping | Requeue::Elsewhere(_) => Duration::ZERO,
+            Requeue::Stopping | Requeue::Unable | Requeue::Elsewhere(_) => Duration::ZERO,
             Requeue::Later(pause) => pause,
         };
         let mut lines = self.lines();
@@ -272,6 +272,9 @@ impl Queue for Arc<EmbeddedQueue> {
         self.changed.notify_waiters();
         Ok(())
     }
+
+    /// There are no others.
+    fn rest(&self, _: Tier, _: bool) {}
 
     fn backlog(&self) -> Backlog {
         let lines = self.lines();

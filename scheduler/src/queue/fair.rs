@@ -60,6 +60,8 @@ struct LaneState {
     waiting: u64,
     /// How many jobs of it have begun, are not with the broker, and nobody has.
     orphans: u64,
+    /// Whether it is left to others.
+    resting: bool,
     /// Changes whenever somebody says that there is one.
     version: u64,
     /// The version for which a pull that found nothing was repeated.
@@ -83,7 +85,14 @@ impl Fair {
         }
         let lanes = ways
             .iter()
-            .map(|way| LaneState { share: way.share, waiting: 0, orphans: 0, version: 0, asked_again: 0 })
+            .map(|way| LaneState {
+                share: way.share,
+                waiting: 0,
+                orphans: 0,
+                resting: false,
+                version: 0,
+                asked_again: 0,
+            })
             .collect();
         Self { shares, lanes, turn: 0 }
     }
@@ -188,6 +197,11 @@ impl Fair {
         self.lanes[lane].all()
     }
 
+    /// Whether a lane is left to others, whatever waits there.
+    pub(crate) fn rest(&mut self, lane: LaneNumber, resting: bool) {
+        self.lanes[lane].resting = resting;
+    }
+
     /// How many jobs of a lane nobody has.
     pub(crate) fn orphans(&self, lane: LaneNumber) -> u64 {
         self.lanes[lane].orphans
@@ -206,9 +220,13 @@ impl Fair {
 }
 
 impl LaneState {
-    /// What there is to pull, as far as is known.
+    /// How many jobs there are, as far as is known.
     fn all(&self) -> u64 {
         self.waiting + self.orphans
+    }
+
+    fn has_any_for_us(&self) -> bool {
+        !self.resting && self.all() > 0
     }
 }
 
@@ -232,14 +250,14 @@ impl Share {
 
 impl Rotor {
     fn has_waiting(&self, lanes: &[LaneState]) -> bool {
-        self.lanes.iter().any(|lane| lanes[*lane].all() > 0)
+        self.lanes.iter().any(|lane| lanes[*lane].has_any_for_us())
     }
 
     fn pick(&mut self, lanes: &[LaneState]) -> Option<LaneNumber> {
         let (count, first) = (self.lanes.len(), self.next);
         let place = (0..count)
             .map(|step| (first + step) % count)
-            .find(|place| lanes[self.lanes[*place]].all() > 0)?;
+            .find(|place| lanes[self.lanes[*place]].has_any_for_us())?;
         self.next = place + 1;
         Some(self.lanes[place])
     }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use pool::Tier;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -137,6 +138,18 @@ impl State {
         self.lanes.iter().enumerate().filter_map(lane).collect()
     }
 
+    /// Whether the lanes of a tier are left to others.
+    pub(super) fn rest(&self, tier: Tier, resting: bool) {
+        let mut fair = self.fair();
+        for (number, (way, _)) in self.lanes.iter().enumerate() {
+            if matches!(way, Way::Lane(lane) if lane.tier == tier) {
+                fair.rest(number, resting);
+            }
+        }
+        drop(fair);
+        self.changed.notify_one();
+    }
+
     /// Takes note of how many claims of each lane nobody has. Whether there are any for this host.
     pub(super) fn count_orphans(&self, orphans: &[(String, u64)]) -> bool {
         let mut fair = self.fair();
@@ -199,8 +212,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use pool::Tier;
-
     use super::*;
     use crate::{broker::Credential, queue::amqp::AmqpTenant};
 
