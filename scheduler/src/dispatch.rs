@@ -35,12 +35,14 @@ use crate::{
     queue::{Keeping, NoJob, Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
     stop::{Stage, Stop, Stopper},
-    store::{Attempt, Begun, Finished, Store, StoreError},
+    store::{Attempt, Begun, Ended, Finished, Store, StoreError},
     ward::{Resting, Ward},
 };
 
 /// How long a sandbox that is only tried may take.
 const LONGEST_TRIAL: Duration = Duration::from_secs(60);
+/// When a job is looked at again whose end was known and is not any more.
+const FORGOTTEN: Duration = Duration::from_millis(100);
 /// How often the runner hears what is still to come.
 const FORECAST: Duration = Duration::from_millis(500);
 /// Results of one slot that may be under way to the store. Nobody waits for them, so they must be few.
@@ -304,9 +306,13 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
 
     /// Whoever sends a job again hears how it ended the first time.
     async fn repeat(&self, delivery: Q::Delivery, key: &JobKey) -> Result<(), DispatchError> {
-        if let Some(result) = self.store.result(key).await? {
-            self.queue.answer(&delivery, &result).await?;
-        }
+        let Some(ended) = self.store.ended(key).await? else {
+            // It was forgotten just now, or it is taken over and will be over again.
+            return Ok(self.queue.requeue(delivery, Requeue::Later(FORGOTTEN)).await?);
+        };
+        let epoch = ended.epoch;
+        let result = ended.result.clone().unwrap_or_else(|| gone(key, &ended));
+        self.queue.answer(&delivery, &result, epoch).await?;
         self.give_back(delivery).await
     }
 
@@ -318,7 +324,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             "give each job an id of its own; send the same job again with the same body",
         );
         let result = JobResult::never_started(&key.id, &key.tenant, Outcome::Rejected, report);
-        self.queue.answer(&delivery, &result).await?;
+        self.queue.answer(&delivery, &result, 0).await?;
         self.give_back(delivery).await
     }
 
@@ -439,11 +445,11 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     async fn settle(self: Arc<Self>, served: Served<Q::Delivery>, stopper: Stopper) {
         let Served { delivery, attempt, result } = served;
         let settled = async {
-            let key = attempt.job.clone();
+            let (key, epoch) = (attempt.job.clone(), attempt.epoch);
             match self.store.finish(attempt, &result).await? {
                 Finished::Stored => {
                     self.board.count(&result);
-                    self.queue.answer(&delivery, &result).await?;
+                    self.queue.answer(&delivery, &result, epoch).await?;
                     failpoint::pass("answered");
                     self.give_back(delivery).await
                 }
@@ -551,6 +557,22 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         }
         told
     }
+}
+
+/// What is told of a job whose result is not kept any more: how it ended, and that this is all.
+fn gone(key: &JobKey, ended: &Ended) -> JobResult {
+    let report = ErrorReport::new(
+        "the result is no longer kept",
+        format!(
+            "this job was sent before and ended ({}); its result has passed its time",
+            ended.outcome.name()
+        ),
+        "send it under another id to run it again; store.result_ttl says for how long results are kept",
+    );
+    let mut result = JobResult::never_started(&key.id, &key.tenant, ended.outcome, report);
+    result.attempt = ended.attempt;
+    (result.stdout.truncated, result.stderr.truncated) = (true, true);
+    result
 }
 
 /// How many jobs of each kind are still to come.

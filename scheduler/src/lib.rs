@@ -54,6 +54,6 @@ pub use results::ResultsError;
 pub use retry::{INFRASTRUCTURE_TRIES, MAX_ATTEMPTS};
 pub use service::{Service, Shown};
 pub use stop::{Stage, Stop, Stopper, stop};
-pub use store::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError, redis};
+pub use store::{Attempt, Begun, Cancelling, Ended, Finished, JobState, Store, StoreError, redis};
 pub use tally::{PhaseTimes, Tally, shown};
 pub use ward::Resting;

@@ -32,11 +32,13 @@ pub trait Queue: Send + Sync + 'static {
     fn keep(&self, delivery: &mut Self::Delivery, run: Duration) -> impl Future<Output = Keeping> + Send;
 
     /// Tells who sent the job how it ended, durably where the queue can. Comes before [`Queue::ack`], so a crash in
-    /// between says it twice and never not at all.
+    /// between says it twice and never not at all. `epoch` is that of the attempt which ended so: what is said twice bears
+    /// it twice.
     fn answer(
         &self,
         delivery: &Self::Delivery,
         result: &JobResult,
+        epoch: u64,
     ) -> impl Future<Output = Result<(), QueueError>> + Send;
 
     /// The job has its result and is never delivered again.

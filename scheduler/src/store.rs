@@ -44,6 +44,9 @@ pub trait Store: Send + Sync + 'static {
     /// The job's result, if it has one.
     fn result(&self, job: &JobKey) -> impl Future<Output = Result<Option<JobResult>, StoreError>> + Send;
 
+    /// How the job ended, if it has, and what is left of its result.
+    fn ended(&self, job: &JobKey) -> impl Future<Output = Result<Option<Ended>, StoreError>> + Send;
+
     /// Jobs that have begun and have no result, `most` at most.
     fn unfinished(&self, most: usize) -> impl Future<Output = Result<Vec<JobKey>, StoreError>> + Send;
 }
@@ -61,6 +64,19 @@ pub struct Attempt {
     pub interrupted: bool,
     /// Whether somebody cancelled the job.
     pub cancelled: bool,
+}
+
+/// A job that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// That of the attempt which gave it its result.
+    pub epoch: u64,
+    /// Which attempt that was.
+    pub attempt: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its result; `None` once that has passed its time.
+    pub result: Option<JobResult>,
 }
 
 /// How beginning a job went.

@@ -5,6 +5,7 @@ mod faults;
 mod inputs;
 mod jobs;
 mod producers;
+mod settings;
 mod strays;
 mod unable;
 

@@ -207,8 +207,13 @@ impl Queue for AmqpQueue {
         }
     }
 
-    async fn answer(&self, delivery: &AmqpDelivery, result: &JobResult) -> Result<(), QueueError> {
-        answer::answer(&self.state, &self.outlet, delivery, result).await.map_err(QueueError::Failed)
+    async fn answer(
+        &self,
+        delivery: &AmqpDelivery,
+        result: &JobResult,
+        epoch: u64,
+    ) -> Result<(), QueueError> {
+        answer::answer(&self.state, &self.outlet, delivery, (result, epoch)).await.map_err(QueueError::Failed)
     }
 
     async fn ack(&self, delivery: AmqpDelivery) -> Result<(), QueueError> {

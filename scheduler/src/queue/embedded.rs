@@ -244,7 +244,7 @@ impl Queue for Arc<EmbeddedQueue> {
     }
 
     /// The results file, which the store writes, is the answer.
-    async fn answer(&self, _: &Delivery, _: &JobResult) -> Result<(), QueueError> {
+    async fn answer(&self, _: &Delivery, _: &JobResult, _: u64) -> Result<(), QueueError> {
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use redb::ReadableTable;
 use tokio::sync::oneshot;
 use worker::JobResult;
 
-use super::{Attempt, Begun, Cancelling, Finished, JobState, Store, StoreError};
+use super::{Attempt, Begun, Cancelling, Ended, Finished, JobState, Store, StoreError};
 use crate::{
     failpoint,
     journal::{Change, IDS, JOBS, Journal, JournalError, Record},
@@ -84,6 +84,18 @@ impl Store for EmbeddedStore {
         };
         let line = self.journal.result_line(place).map_err(failed)?;
         serde_json::from_slice(&line).map(Some).map_err(|error| StoreError(Box::new(error)))
+    }
+
+    /// Results here have no time to pass, and one process has no need of epochs to tell them apart.
+    async fn ended(&self, job: &JobKey) -> Result<Option<Ended>, StoreError> {
+        let result = self.result(job).await?;
+        let ended = |result: JobResult| Ended {
+            epoch: u64::from(result.attempt),
+            attempt: result.attempt,
+            outcome: result.outcome,
+            result: Some(result),
+        };
+        Ok(result.map(ended))
     }
 
     async fn unfinished(&self, most: usize) -> Result<Vec<JobKey>, StoreError> {

@@ -103,12 +103,12 @@ impl Cluster {
     pub(crate) fn serve_changed(
         &self,
         host: &mut Host,
-        change: impl FnOnce(String) -> String,
+        change: impl FnOnce(&str) -> String,
         more: impl FnOnce(Mayfly) -> Mayfly,
     ) {
         drop(self.mayfly(&host.node, ["serve"]));
         let text = std::fs::read_to_string(host.node.file("mayfly.toml")).unwrap();
-        let path = host.node.write("changed.toml", change(text));
+        let path = host.node.write("changed.toml", change(&text));
         self.serve(host, |mayfly| more(mayfly.env("MAYFLY_CONFIG", path)));
     }
 

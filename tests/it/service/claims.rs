@@ -21,7 +21,7 @@ on_every_broker! {
 }
 
 /// A broker that lets jobs be held for six seconds: what may run for more than three is claimed.
-fn impatient(config: String) -> String {
+fn impatient(config: &str) -> String {
     config.replace("[store]", "consumer_timeout = '6s'\n[store]")
 }
 

@@ -19,9 +19,9 @@ fn of_tier(tier: &str, more: &Value) -> String {
     job.to_string()
 }
 
-fn waits(time: &str) -> impl FnOnce(String) -> String {
+fn waits(time: &str) -> impl Fn(&str) -> String {
     let line = format!("[serve]\ntier_wait = '{time}'");
-    move |config| config.replace("[serve]", &line)
+    move |config: &str| config.replace("[serve]", &line)
 }
 
 fn a_job_of_a_tier_that_no_host_offers_is_given_up_and_says_why(test: &str, version: Version) {
@@ -70,7 +70,7 @@ fn a_job_waits_for_the_host_that_offers_its_tier(test: &str, version: Version) {
     let Some(cluster) = Cluster::new(test, version, "") else { return };
     // A host that offers none of what comes: its own tier is left out by the other's name.
     let (mut other, mut host) = (Cluster::idle_host(), Cluster::idle_host());
-    let nspawn = |config: String| waits("20s")(config).replace("['chroot']", "['nspawn']");
+    let nspawn = |config: &str| waits("20s")(config).replace("['chroot']", "['nspawn']");
     cluster.serve_changed(&mut other, nspawn, |mayfly| mayfly);
     let (elsewhere, producer) = (Node::new(), cluster.producer(ReplyBy::Queue));
     let sent: Vec<_> = (0..20)

@@ -29,7 +29,7 @@ pub(super) async fn answer(
     state: &State,
     link: &Link<Outlet>,
     delivery: &AmqpDelivery,
-    result: &JobResult,
+    (result, epoch): (&JobResult, u64),
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let body = body(result, state.options.largest_result)?;
     if body.cut {
@@ -39,7 +39,7 @@ pub(super) async fn answer(
         exchange: RESULTS,
         key: &format!("{}.{}", result.tenant, result.outcome.name()),
         body: &body.bytes,
-        properties: properties(delivery, result),
+        properties: properties(delivery, result, epoch),
     };
     loop {
         if !delivery.lives() {
@@ -151,10 +151,10 @@ async fn bury(
     Ok(())
 }
 
-fn properties(delivery: &AmqpDelivery, result: &JobResult) -> BasicProperties {
+fn properties(delivery: &AmqpDelivery, result: &JobResult, epoch: u64) -> BasicProperties {
     let was = &delivery.message.properties;
     // Whoever hears it twice knows it by this.
-    let id = short(format!("{}:{}", result.id, result.attempt));
+    let id = short(format!("{}:{epoch}", result.id));
     let mut properties = BasicProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(2)

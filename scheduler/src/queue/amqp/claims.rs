@@ -98,7 +98,7 @@ fn record(message: &Message) -> Result<Vec<u8>, serde_json::Error> {
 /// The same each time that the message comes, and without the time by which the job had to begin: it has.
 fn lasting(properties: &BasicProperties) -> BasicProperties {
     let mut kept = FieldTable::default();
-    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         if !name.as_str().starts_with(BROKERS) && name.as_str() != DEADLINE {
             kept.insert(name.clone(), value.clone());
         }

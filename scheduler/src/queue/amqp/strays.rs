@@ -157,10 +157,11 @@ impl Hands {
         for _ in 0..waiting {
             let Some(got) = intake::get(&self.intake, &queue).await? else { break };
             let (channel, (message, acker)) = (got.0, Message::of(got.1.delivery));
-            match lane_of_parked(&message) {
-                Some(lane) => self.unpark(&message, &lane).await?,
+            if let Some(lane) = lane_of_parked(&message) {
+                self.unpark(&message, &lane).await?;
+            } else {
                 // Nobody but mayfly can write there.
-                None => tracing::error!(%queue, "a parked job does not say where it came from"),
+                tracing::error!(%queue, "a parked job does not say where it came from");
             }
             self.done(channel, acker).await?;
         }
@@ -307,7 +308,7 @@ fn unparked(properties: &BasicProperties, now: i64) -> BasicProperties {
 /// What the broker wrote of the way so far is not for the next queue.
 fn without_the_brokers(properties: &BasicProperties) -> BasicProperties {
     let mut kept = FieldTable::default();
-    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         if !name.as_str().starts_with(claims::BROKERS) && name.as_str() != LANE {
             kept.insert(name.clone(), value.clone());
         }

@@ -98,6 +98,20 @@ impl Store for RedisStore {
         Ok(json.map(read).transpose().map_err(bad)?)
     }
 
+    async fn ended(&self, job: &JobKey) -> Result<Option<crate::store::Ended>, StoreError> {
+        type Fields = (Option<String>, Option<u64>, Option<u32>, Option<String>);
+        let shared = &self.shared;
+        let mut ask = cmd("HMGET");
+        ask.arg(shared.keys.job(job)).arg(&["state", "epoch", "starts", "outcome"]);
+        let (state, epoch, starts, outcome): Fields = shared.commands.ask(&ask).await?;
+        let (Some("over"), Some(epoch), Some(outcome)) = (state.as_deref(), epoch, outcome) else {
+            return Ok(None);
+        };
+        // What is over stays so: nothing moves between the two questions.
+        let (outcome, result) = (named(&outcome)?, self.result(job).await?);
+        Ok(Some(crate::store::Ended { epoch, attempt: starts.unwrap_or(0), outcome, result }))
+    }
+
     async fn unfinished(&self, most: usize) -> Result<Vec<JobKey>, StoreError> {
         let shared = &self.shared;
         let (mut cursor, mut jobs) = (0_u64, Vec::new());

@@ -44,6 +44,9 @@ impl Deref for Host {
     }
 }
 
+/// Of the attempts whose results are told.
+pub(super) const EPOCH: u64 = 1_700_000_000_000_001;
+
 pub(super) struct Bed {
     pub(super) broker: Host,
     pub(super) settings: Settings,
@@ -224,7 +227,7 @@ pub(super) async fn answer_to(submitted: Submitted) -> Answered {
 /// Answers and acknowledges.
 pub(super) async fn finish(queue: &AmqpQueue, pulled: Pulled<AmqpDelivery>, outcome: Outcome) {
     let result = result(&pulled, outcome);
-    queue.answer(&pulled.delivery, &result).await.unwrap();
+    queue.answer(&pulled.delivery, &result, EPOCH).await.unwrap();
     queue.ack(pulled.delivery).await.unwrap();
 }
 

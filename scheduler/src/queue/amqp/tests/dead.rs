@@ -2,7 +2,7 @@
 
 use worker::{JobResult, Outcome};
 
-use super::bed::{finish, on_both, pull_one, result, submit};
+use super::bed::{EPOCH, finish, on_both, pull_one, result, submit};
 use crate::{
     broker::{BrokerError, DeadLetters, ReplyBy, topology::DELIVERIES},
     key::JobKey,
@@ -69,7 +69,7 @@ async fn a_job_that_no_host_survives_ends_by_the_brokers_own_limit() {
         let no_job = given_up.job.as_ref().unwrap_err();
         assert_eq!(no_job.outcome, Outcome::SandboxLost);
         let lost = JobResult { error: Some(no_job.report.clone()), ..result(&given_up, no_job.outcome) };
-        queue.answer(&given_up.delivery, &lost).await.unwrap();
+        queue.answer(&given_up.delivery, &lost, EPOCH).await.unwrap();
         queue.ack(given_up.delivery).await.unwrap();
         let dead = DeadLetters::connect(&bed.settings).await.unwrap();
         let shown = dead.show(&JobKey::new("acme", "poison")).await.unwrap();

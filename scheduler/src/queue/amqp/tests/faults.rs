@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use worker::Outcome;
 
 use super::bed::{
-    Bed, PATIENCE, eventually, finish, on_both, on_both_alone, pull_one, result, settings, submit,
+    Bed, EPOCH, PATIENCE, eventually, finish, on_both, on_both_alone, pull_one, result, settings, submit,
 };
 use crate::{
     broker::ReplyBy,
@@ -40,7 +40,7 @@ async fn an_acknowledgement_of_a_former_connection_is_never_sent() {
         let again = waits.await;
         assert_eq!(again.key.id, "a", "the broker gives it out again");
         // The old one has the same tag in its channel as the new one in its own.
-        queue.answer(&old.delivery, &result(&old, Outcome::Failed)).await.unwrap();
+        queue.answer(&old.delivery, &result(&old, Outcome::Failed), EPOCH).await.unwrap();
         let stale = queue.ack(old.delivery).await;
         assert!(matches!(&stale, Err(QueueError::Stale(key)) if key.id == "a"), "{stale:?}");
         bed.until_depth("mayfly.jobs.acme.docker.normal", 0).await;
@@ -159,7 +159,7 @@ async fn while_an_alarm_blocks_results_wait_and_nothing_new_is_pulled() {
         bed.broker.alarm(true).unwrap();
         alarm_is(&bed, true).await;
         let told = result(&first, Outcome::Failed);
-        let answer = queue.answer(&first.delivery, &told);
+        let answer = queue.answer(&first.delivery, &told, EPOCH);
         let mut answer = Box::pin(answer);
         assert!(timeout(NOTHING, &mut answer).await.is_err(), "the broker takes nothing");
         let mut health = queue.health();

@@ -4,7 +4,7 @@ use lapin::BasicProperties;
 use pool::Tier;
 use worker::Outcome;
 
-use super::bed::{finish, job, on_both, pull_one, result, submit};
+use super::bed::{EPOCH, finish, job, on_both, pull_one, result, submit};
 use crate::{
     broker::{Lane, ReplyBy, Submission, properties::header},
     queue::{Queue, Requeue},
@@ -26,14 +26,14 @@ async fn a_result_goes_to_whoever_listens_and_says_what_it_is() {
         assert_eq!(pulled.tier, Some(Tier::Docker));
         // A crash between the two repeats the first.
         let told = result(&pulled, Outcome::TimedOut);
-        queue.answer(&pulled.delivery, &told).await.unwrap();
-        queue.answer(&pulled.delivery, &told).await.unwrap();
+        queue.answer(&pulled.delivery, &told, EPOCH).await.unwrap();
+        queue.answer(&pulled.delivery, &told, EPOCH).await.unwrap();
         queue.ack(pulled.delivery).await.unwrap();
         for _ in 0..2 {
             let (key, properties, heard) = listener.next().await;
             assert_eq!(key, "acme.timed_out");
             assert_eq!(heard, told);
-            assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "heard:0");
+            assert_eq!(properties.message_id().as_ref().unwrap().as_str(), format!("heard:{EPOCH}"));
             assert_eq!(*properties.delivery_mode(), Some(2));
             assert_eq!(header(&properties, "mayfly-tenant"), Some("acme"));
             assert_eq!(header(&properties, "mayfly-outcome"), Some("timed_out"));
@@ -54,7 +54,7 @@ async fn a_result_that_is_too_large_goes_without_its_output() {
         let mut large = result(&pulled, Outcome::Failed);
         large.stdout.text = "x".repeat(20_000);
         large.stdout.bytes = 20_000;
-        queue.answer(&pulled.delivery, &large).await.unwrap();
+        queue.answer(&pulled.delivery, &large, EPOCH).await.unwrap();
         queue.ack(pulled.delivery).await.unwrap();
         let (_, _, heard) = listener.next().await;
         assert_eq!(heard.outcome, Outcome::Failed);

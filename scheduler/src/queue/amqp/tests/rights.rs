@@ -12,7 +12,7 @@ use lapin::{
 };
 use pool::Tier;
 
-use super::bed::{Bed, answer_to, finish, job, on_both, pull_one};
+use super::bed::{Bed, EPOCH, answer_to, finish, job, on_both, pull_one};
 use crate::{
     broker::{
         BrokerError, Connected, Credential, Difference, Lane, Producer, ReplyBy, Settings, check, commands,
@@ -173,7 +173,7 @@ async fn a_tenant_gets_its_reply_and_mayfly_works_with_no_more_rights_than_it_is
             finish(&queue, pulled, Outcome::Failed).await;
             let answered = answer_to(submitted).await;
             assert_eq!(answered.result.unwrap().id, id);
-            assert_eq!(answered.message_id.unwrap(), format!("{id}:0"));
+            assert_eq!(answered.message_id.unwrap(), format!("{id}:{EPOCH}"));
         }
         assert_eq!(queue.counts().replies, 2, "{:?}", queue.counts());
     })
