@@ -7,6 +7,7 @@
 //! | 129, 130, 143 | mayfly was interrupted by SIGHUP, SIGINT (Ctrl-C), SIGTERM; `--resume` goes on |
 
 mod progress;
+mod remote;
 mod report;
 
 use std::{
@@ -50,7 +51,7 @@ pub(crate) struct BatchArgs {
     /// Where the results go [default: JOBS with .results.jsonl at its end].
     #[arg(short = 'o', long = "output", value_name = "RESULTS")]
     results: Option<PathBuf>,
-    /// Jobs that run at once [default: twice the number of CPUs].
+    /// Jobs that run at once [default: twice the number of CPUs]; with --remote, that are with the broker at once [default: 256].
     #[arg(long = "jobs", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     slots: Option<u16>,
     /// Go on with a batch that was interrupted; begin it if it was not begun.
@@ -59,9 +60,17 @@ pub(crate) struct BatchArgs {
     /// The image of jobs that name none.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// The tier of jobs that give neither a tier nor a trust: chroot, nspawn, docker or vm.
-    #[arg(long, default_value = "chroot", value_name = "TIER")]
-    tier: Tier,
+    /// The tier of jobs that give neither a tier nor a trust: chroot, nspawn, docker or vm [default: chroot; with --remote,
+    /// what the service gives them].
+    #[arg(long, value_name = "TIER")]
+    tier: Option<Tier>,
+    /// Send the jobs to the broker, for the hosts of the service to run. A job that was sent before is not run again
+    /// but its result is fetched: one with the same id and content, or without an id on the same line of the same file.
+    #[arg(long)]
+    remote: bool,
+    /// With --remote: whose jobs they are. The one tenant of the configuration, if there is only one.
+    #[arg(long, requires = "remote")]
+    tenant: Option<String>,
     /// Print what became of the jobs as JSON on stdout.
     #[arg(long)]
     json: bool,
@@ -70,11 +79,17 @@ pub(crate) struct BatchArgs {
 /// Runs the batch and says how it went.
 pub(crate) fn run(args: BatchArgs, places: &Places) -> ExitCode {
     let json = args.json;
-    let plan = args.into_plan();
+    let (plan, service) = match args.into_plan(places) {
+        Ok(planned) => planned,
+        Err(error) => {
+            complain(&error);
+            return exit::MAYFLY.into();
+        }
+    };
     let results = plan.results.clone();
     let started = Builder::new_multi_thread().enable_all().build();
     let ran = match started {
-        Ok(runtime) => runtime.block_on(attend(plan, places)),
+        Ok(runtime) => runtime.block_on(attend(plan, service, places)),
         Err(error) => Err(no_start(&error)),
     };
     match ran {
@@ -115,20 +130,25 @@ pub(crate) struct Ran {
 }
 
 impl BatchArgs {
-    fn into_plan(self) -> Plan {
+    fn into_plan(self, places: &Places) -> Result<(Plan, Option<remote::Service>), ErrorReport> {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        Plan {
+        let service = if self.remote { Some(remote::Service::of(self.tenant, places)?) } else { None };
+        let at_once = if self.remote { remote::AT_ONCE } else { 2 * cpus };
+        let tier = self.tier.or((!self.remote).then_some(Tier::Chroot));
+        let tenant = service.as_ref().map(|service| service.tenant.clone());
+        let plan = Plan {
             results: self.results.unwrap_or_else(|| self.jobs.with_extension("results.jsonl")),
             jobs: self.jobs,
             resume: self.resume,
-            defaults: Defaults { tier: self.tier, image: self.image },
+            defaults: Defaults { tier, image: self.image, tenant },
             policy: Policy::default(),
-            slots: self.slots.map_or(2 * cpus, usize::from),
-        }
+            slots: self.slots.map_or(at_once, usize::from),
+        };
+        Ok((plan, service))
     }
 }
 
-async fn attend(plan: Plan, places: &Places) -> Result<Ran, ErrorReport> {
+async fn attend(plan: Plan, service: Option<remote::Service>, places: &Places) -> Result<Ran, ErrorReport> {
     let (stopper, stop) = stop();
     let interrupted_by = Arc::new(OnceLock::new());
     let signals = Signals::catch().map_err(|error| no_start(&error))?;
@@ -148,6 +168,11 @@ async fn attend(plan: Plan, places: &Places) -> Result<Ran, ErrorReport> {
             trouble: Vec::new(),
         });
     }
+    if let Some(service) = service {
+        let running = service.take(batch).await?;
+        tokio::spawn(heed(signals, stopper.clone(), interrupted_by.clone(), remote::ENDED));
+        return Ok(remote::work(running, &stopper, &stop, interrupted_by.as_ref()).await);
+    }
     let pool = open_pool(places, slots)?;
     let running = batch.with(Worker::new(pool, Settings::default()));
     let who = Identity {
@@ -161,7 +186,7 @@ async fn attend(plan: Plan, places: &Places) -> Result<Ran, ErrorReport> {
     if let Err(error) = &control {
         remark(&format!("`mayfly status` and `mayfly cancel` cannot reach this batch: {error}"));
     }
-    tokio::spawn(heed(signals, stopper.clone(), interrupted_by.clone()));
+    tokio::spawn(heed(signals, stopper.clone(), interrupted_by.clone(), "the jobs that run are ended"));
     Ok(work(running, &stopper, &stop, interrupted_by.as_ref()).await)
 }
 
@@ -207,7 +232,7 @@ async fn work(running: Running, stopper: &Stopper, stop: &Stop, interrupted_by: 
 }
 
 /// Each signal goes one stage further: no new jobs, then none at all.
-async fn heed(mut signals: Signals, stopper: Stopper, first: Arc<OnceLock<u8>>) {
+async fn heed(mut signals: Signals, stopper: Stopper, first: Arc<OnceLock<u8>>, twice: &'static str) {
     loop {
         let signal = signals.next().await;
         let _ = first.set(signal);
@@ -215,7 +240,7 @@ async fn heed(mut signals: Signals, stopper: Stopper, first: Arc<OnceLock<u8>>) 
             Stage::Draining => {
                 remark("no more jobs are started; those that run go on to their end (once more: end them)");
             }
-            _ => remark("the jobs that run are ended"),
+            _ => remark(twice),
         }
     }
 }

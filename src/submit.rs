@@ -12,10 +12,10 @@ use clap::Args;
 use pool::Tier;
 use scheduler::{
     JobKey,
-    broker::{Answered, Producer, ReplyBy, Submission},
+    broker::{Answered, Producer, ReplyBy, Submission, routing_key},
     config::Config,
 };
-use worker::{Class, ErrorReport, Job, JobResult, causes};
+use worker::{ErrorReport, Job, JobResult, causes};
 
 use crate::{
     complaint::remark,
@@ -61,7 +61,7 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
         .await
         .map_err(|error| no_broker(&error))?;
     let submission =
-        Submission { key: route(&job), id: job.id, body, expires: args.expires, traceparent: None };
+        Submission { key: routing_key(&job), id: job.id, body, expires: args.expires, traceparent: None };
     let sent = producer.submit(submission).await.map_err(|error| no_broker(&error))?;
     let key = JobKey::new(tenant, sent.id.clone());
     if config.store.is_some() {
@@ -112,7 +112,7 @@ fn print(text: &str) -> Result<(), ErrorReport> {
     })
 }
 
-fn tenant(named: Option<String>, config: &Config) -> Result<String, ErrorReport> {
+pub(crate) fn tenant(named: Option<String>, config: &Config) -> Result<String, ErrorReport> {
     let mut known = config.tenants.keys();
     match (named, known.next(), known.next()) {
         (Some(tenant), ..) => Ok(tenant),
@@ -143,17 +143,4 @@ fn parse(body: &[u8]) -> Result<Job, ErrorReport> {
         let hint = "`mayfly schema job` shows what a job looks like";
         ErrorReport::new("this is no job", error.to_string(), hint)
     })
-}
-
-/// The routing key: the stronger word that the job says, and its class.
-fn route(job: &Job) -> String {
-    let word = match (job.tier, job.trust) {
-        (Some(tier), _) => tier.to_string(),
-        (None, Some(trust)) => trust.name().to_owned(),
-        (None, None) => "untrusted".to_owned(),
-    };
-    match job.priority {
-        Class::High => format!("{word}.high"),
-        Class::Normal => word,
-    }
 }

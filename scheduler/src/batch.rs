@@ -1,6 +1,8 @@
 //! A batch: one file of jobs, run to its end on this machine, with no server. Killed half-way, it is taken up again
 //! where it was.
 
+mod afar;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -11,8 +13,10 @@ use std::{
 use thiserror::Error;
 use worker::Worker;
 
+pub use self::afar::Afar;
 use crate::{
     board::Board,
+    broker::BrokerError,
     control::{Control, Identity},
     dispatch::{DispatchError, Dispatcher, Runner},
     intake::{Defaults, IntakeError, JobsFile},
@@ -56,6 +60,9 @@ pub enum BatchError {
     /// The batch's state.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The broker of a batch that others run.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
     /// It could not go on.
     #[error(transparent)]
     Dispatch(#[from] DispatchError),
@@ -71,6 +78,12 @@ impl BatchError {
             Self::Intake(IntakeError::Read { .. }) => "name a file with one job a line (`mayfly schema job`)",
             Self::Intake(IntakeError::Changed(_)) => {
                 "bring the former file back, or begin a new batch with other results (-o)"
+            }
+            Self::Intake(IntakeError::Elsewhere(_)) => {
+                "go on with the same --remote and --tenant, or begin a new batch with other results (-o)"
+            }
+            Self::Broker(_) => {
+                "see that the broker runs and `mayfly setup` was run; then go on with --resume"
             }
             Self::Journal(JournalError::InUse(_)) => {
                 "`mayfly status` shows it; wait for it, or stop it by Ctrl-C"
@@ -124,7 +137,7 @@ impl Batch {
     /// Takes the jobs in, or takes the batch up again.
     pub fn open(plan: Plan) -> Result<Self, BatchError> {
         let Plan { jobs, results, resume, defaults, policy, slots } = plan;
-        let file = JobsFile::open(&jobs, defaults)?;
+        let mut file = JobsFile::open(&jobs, defaults)?;
         if !resume && (holds_something(&results) || journal::folder(&results).exists()) {
             return Err(BatchError::ResultsExist(results));
         }
@@ -133,6 +146,7 @@ impl Batch {
         let journal =
             Journal::open(&results, boot.trim(), |seen| before.add(seen.outcome, &seen.phases, seen.source))?;
         let journal = Arc::new(journal);
+        file.name_for(&journal)?;
         let left = file.take_in(&journal, &policy)?;
         let waiting = left.waiting.values().sum();
         let queue = EmbeddedQueue::new(Arc::clone(&journal), file, left.kinds, left.waiting);

@@ -28,7 +28,7 @@ pub use self::{
     error::{BrokerError, Difference},
     link::{Health, LinkHealth},
     names::{Lane, is_reply_queue, submit_exchange},
-    producer::{Answered, Producer, ReplyBy, Submission, Submitted},
+    producer::{Answered, Producer, ReplyBy, Submission, Submitted, routing_key},
     settings::{BadSettings, Credential, Settings},
     topology::{TenantLanes, Topology},
 };

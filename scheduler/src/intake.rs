@@ -40,10 +40,13 @@ const TENANT: &str = "local";
 /// What jobs get that do not say.
 #[derive(Debug, Clone)]
 pub struct Defaults {
-    /// For those that give neither a tier nor a trust.
-    pub tier: Tier,
+    /// For those that give neither a tier nor a trust; `None`: whoever runs them decides.
+    pub tier: Option<Tier>,
     /// For those that name no image.
     pub image: Option<String>,
+    /// Whose they are, where others run them. Then each has a name that no job of another file has, unless it names
+    /// itself.
+    pub tenant: Option<String>,
 }
 
 /// The jobs file cannot be used.
@@ -61,6 +64,9 @@ pub enum IntakeError {
     /// The batch was begun with other jobs.
     #[error("{0} is not what it was when the batch began")]
     Changed(PathBuf),
+    /// The batch was begun for another tenant, or to be run elsewhere.
+    #[error("{0} was begun to be run by others, or not by these others")]
+    Elsewhere(PathBuf),
     /// What it holds cannot be noted.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -82,6 +88,8 @@ pub(crate) struct JobsFile {
     path: PathBuf,
     file: Arc<File>,
     defaults: Defaults,
+    /// What the names begin with that are made up.
+    prefix: String,
 }
 
 /// A kind of sandbox, as the journal keeps it.
@@ -100,7 +108,29 @@ impl JobsFile {
         if !file.metadata().map_err(trouble)?.is_file() {
             return Err(trouble(io::Error::other("it is not a regular file; write the jobs to one first")));
         }
-        Ok(Self { path: path.to_owned(), file: Arc::new(file), defaults })
+        Ok(Self { path: path.to_owned(), file: Arc::new(file), defaults, prefix: String::new() })
+    }
+
+    /// Settles for whom the jobs are named, once for the whole batch.
+    pub(crate) fn name_for(&mut self, journal: &Journal) -> Result<(), IntakeError> {
+        let tenant = self.defaults.tenant.as_deref();
+        let (known, prefix, taken_in) = journal.fill(|write| {
+            Ok((text(write, "tenant")?, text(write, "prefix")?, text(write, "jobs")?.is_some()))
+        })?;
+        if (taken_in || known.is_some()) && known.as_deref() != tenant {
+            return Err(IntakeError::Elsewhere(self.path.clone()));
+        }
+        let Some(tenant) = tenant else { return Ok(()) };
+        // The same file has the same names: one that is sent again, after its state is gone, runs nothing twice.
+        self.prefix = match prefix {
+            Some(prefix) => prefix,
+            None => format!("{}-", &self.digest()?[..16]),
+        };
+        journal.fill(|write| {
+            set_text(write, "tenant", tenant)?;
+            set_text(write, "prefix", &self.prefix)
+        })?;
+        Ok(())
     }
 
     /// Takes the file in, or, where the journal has it already, checks that it is the same.
@@ -157,7 +187,7 @@ impl JobsFile {
         match read {
             Ok(mut job) => {
                 if job.tier.is_none() && job.trust.is_none() {
-                    job.tier = Some(self.defaults.tier);
+                    job.tier = self.defaults.tier;
                 }
                 Ok(job)
             }
@@ -249,11 +279,12 @@ impl JobsFile {
         policy: &Policy,
         kinds: &mut Kinds,
     ) -> (JobKey, Option<u32>) {
-        let made_up = || format!("line-{number}");
+        let made_up = || format!("{}line-{number}", self.prefix);
+        let whose = self.defaults.tenant.as_deref().unwrap_or(TENANT);
         let job = if place.length > LONGEST_LINE { None } else { self.decode(number, text).ok() };
-        let Some(job) = job else { return (JobKey::new(TENANT, made_up()), None) };
+        let Some(job) = job else { return (JobKey::new(whose, made_up()), None) };
         // A name that is no name is refused later, under one that is.
-        let tenant = job.tenant.clone().filter(|tenant| is_name(tenant)).unwrap_or_else(|| TENANT.to_owned());
+        let tenant = job.tenant.clone().filter(|tenant| is_name(tenant)).unwrap_or_else(|| whose.to_owned());
         let id = job.id.clone().filter(|id| is_name(id)).unwrap_or_else(made_up);
         let origin =
             Origin { id: id.clone(), tenant: tenant.clone(), attempt: 1, queued: std::time::Duration::ZERO };

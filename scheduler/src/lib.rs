@@ -39,7 +39,7 @@ mod ward;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
 pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};
-pub use batch::{Batch, BatchError, Plan, Running};
+pub use batch::{Afar, Batch, BatchError, Plan, Running};
 pub use board::{Board, RunningJob};
 pub use dispatch::{DispatchError, Dispatcher, Runner};
 pub use intake::{Defaults, IntakeError};

@@ -1,5 +1,6 @@
 //! The service form from outside: real brokers, a real store, hosts that serve, and what producers see.
 
+mod batch;
 mod claims;
 mod faults;
 mod inputs;

@@ -103,7 +103,7 @@ impl Bed {
 }
 
 fn defaults() -> Defaults {
-    Defaults { tier: Tier::Chroot, image: None }
+    Defaults { tier: Some(Tier::Chroot), image: None, tenant: None }
 }
 
 fn job(id: &str, more: &str) -> String {
@@ -363,6 +363,36 @@ async fn a_host_without_sandboxes_does_not_spend_the_whole_batch() {
     assert!(bed.results().len() < 50, "{} were spent", bed.results().len());
     run(bed.open(true), Scripted::new(|_, _| Outcome::Succeeded)).await.0.unwrap();
     assert_eq!(bed.results().len(), 100, "the others run when the host is well again");
+}
+
+#[tokio::test]
+async fn a_batch_that_others_run_keeps_its_names_and_is_not_taken_up_for_anybody_else() {
+    let bed = Bed::new();
+    bed.jobs(&[&job("one", ""), r#"{"schema_version":1,"image":"minimal","command":["x"]}"#]);
+    let for_whom = |tenant: Option<&str>, resume| {
+        let defaults = Defaults { tenant: tenant.map(str::to_owned), ..defaults() };
+        Batch::open(Plan { defaults, ..bed.plan(resume) })
+    };
+    let names = |batch: &Batch| {
+        let read = batch.journal.read(|read| {
+            let ids = read.open_table(journal::IDS)?;
+            Ok(redb::ReadableTable::iter(&ids)?.map(|row| row.unwrap().0.value().to_owned()).collect())
+        });
+        let names: Vec<String> = read.unwrap();
+        names
+    };
+    let batch = for_whom(Some("acme"), false).unwrap();
+    let first = names(&batch);
+    assert!(first.contains(&"acme/one".to_owned()), "{first:?}");
+    assert!(first.iter().any(|name| name.ends_with("-line-2") && name.len() > "acme/-line-2".len()));
+    batch.close().await.unwrap();
+    for other in [None, Some("other")] {
+        let error = for_whom(other, true).unwrap_err();
+        assert!(matches!(error, BatchError::Intake(IntakeError::Elsewhere(_))), "{error}");
+    }
+    let batch = for_whom(Some("acme"), true).unwrap();
+    assert_eq!(names(&batch), first);
+    batch.close().await.unwrap();
 }
 
 #[tokio::test]

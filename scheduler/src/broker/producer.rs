@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_stream::StreamExt;
-use worker::JobResult;
+use worker::{Class, Job, JobResult};
 
 use super::{
     connect::{Connected, connect},
@@ -60,6 +60,20 @@ pub struct Submission {
     pub expires: Option<Duration>,
     /// The trace that it belongs to, as W3C writes it.
     pub traceparent: Option<String>,
+}
+
+/// The routing key of a job: the stronger word that it says, and its class.
+#[must_use]
+pub fn routing_key(job: &Job) -> String {
+    let word = match (job.tier, job.trust) {
+        (Some(tier), _) => tier.to_string(),
+        (None, Some(trust)) => trust.name().to_owned(),
+        (None, None) => "untrusted".to_owned(),
+    };
+    match job.priority {
+        Class::High => format!("{word}.high"),
+        Class::Normal => word,
+    }
 }
 
 /// A job that the broker has taken.
