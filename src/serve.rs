@@ -208,7 +208,7 @@ async fn tell_of_queue(mut health: tokio::sync::watch::Receiver<scheduler::broke
 /// Says when a tier can make no sandboxes any more, and when it can again.
 async fn tell_of_rest(service: Arc<Service<AmqpQueue>>) {
     let (mut changes, mut before) = (service.rest_changes(), Vec::new());
-    while changes.changed().await.is_ok() {
+    loop {
         let now = changes.borrow_and_update().clone();
         for resting in service.resting().iter().filter(|resting| !before.contains(&resting.tier)) {
             remark(&format!(
@@ -220,6 +220,9 @@ async fn tell_of_rest(service: Arc<Service<AmqpQueue>>) {
             remark(&format!("tier {tier} is offered again: a sandbox could be made"));
         }
         before = now;
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

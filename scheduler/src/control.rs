@@ -26,9 +26,10 @@ use tokio::{
 
 use crate::{
     board::RunningJob,
-    dispatch::{Dispatcher, Runner},
+    dispatch::Dispatcher,
     key::JobKey,
     queue::Queue,
+    runner::Runner,
     stop::{Stage, Stop},
     store::{Cancelling, JobState, Store},
     ward::Resting,

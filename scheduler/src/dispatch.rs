@@ -4,27 +4,18 @@
 //! order of promises: its result is durable before its delivery is acknowledged, so a crash repeats work and never
 //! loses a result.
 
+mod unable;
+
 use std::{
     collections::HashMap,
-    future::Future,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU32},
     time::Duration,
 };
 
-use pool::{JobRef, KindStatus, Limits, Tier, Want};
+use pool::Tier;
 use thiserror::Error;
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{sleep, sleep_until, timeout},
-};
-use worker::{
-    Assignment, Cancelled, Company, Discard, ErrorReport, Job, JobResult, Outcome, Progress, Worker,
-    cancellation, causes,
-};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+use worker::{Assignment, ErrorReport, Job, JobResult, Outcome, Progress, cancellation};
 
 use crate::{
     admit::{Origin, admit},
@@ -34,69 +25,18 @@ use crate::{
     policy::Policies,
     queue::{Keeping, NoJob, Pulled, Queue, QueueError, Requeue},
     retry::{self, Next},
+    runner::Runner,
     stop::{Stage, Stop, Stopper},
-    store::{Attempt, Begun, Ended, Finished, Store, StoreError},
+    store::{Attempt, Begun, Finished, Store, StoreError},
     ward::{Resting, Ward},
 };
 
-/// How long a sandbox that is only tried may take.
-const LONGEST_TRIAL: Duration = Duration::from_secs(60);
 /// When a job is looked at again whose end was known and is not any more.
 const FORGOTTEN: Duration = Duration::from_millis(100);
 /// How often the runner hears what is still to come.
 const FORECAST: Duration = Duration::from_millis(500);
 /// Results of one slot that may be under way to the store. Nobody waits for them, so they must be few.
 const UNDER_WAY: usize = 8;
-
-/// Runs jobs. The real one is a [`Worker`]; tests bring their own.
-pub trait Runner: Send + Sync + 'static {
-    /// Runs one job once, in a sandbox of its own.
-    fn work(
-        &self,
-        job: &Assignment,
-        progress: Progress,
-        cancelled: Cancelled,
-    ) -> impl Future<Output = JobResult> + Send;
-
-    /// Makes a sandbox and ends it, to see whether that can be done.
-    fn try_one(&self, want: &Want) -> impl Future<Output = Result<(), ErrorReport>> + Send;
-
-    /// Hears how many jobs of a kind are still to come.
-    fn expect(&self, want: &Want, jobs: usize);
-
-    /// How its sandboxes stand.
-    fn standing(&self) -> Vec<KindStatus>;
-}
-
-impl Runner for Worker {
-    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> JobResult {
-        let company = Company { progress, ..Company::default() };
-        Self::work(self, job, company, &mut Discard, cancelled).await
-    }
-
-    async fn try_one(&self, want: &Want) -> Result<(), ErrorReport> {
-        let job = JobRef { id: "trial".to_owned(), tenant: "mayfly".to_owned(), attempt: 0 };
-        let trial = async {
-            let lease = self.pool().checkout(want, job).await.map_err(|error| causes(&error))?;
-            lease.destroy().await.map_err(|error| causes(&error))
-        };
-        let tried = timeout(LONGEST_TRIAL, trial).await;
-        let tried = tried.unwrap_or_else(|_| Err(format!("it took more than {LONGEST_TRIAL:?}")));
-        let hint = "`mayfly doctor` says what is wrong with this host";
-        tried.map_err(|why| ErrorReport::new("no sandbox could be made", why, hint))
-    }
-
-    fn expect(&self, want: &Want, jobs: usize) {
-        // An image that is missing is told to its jobs.
-        if let Err(error) = self.pool().expect(want, jobs) {
-            tracing::debug!(%error, "nothing is made ahead");
-        }
-    }
-
-    fn standing(&self) -> Vec<KindStatus> {
-        self.pool().status()
-    }
-}
 
 /// Why no more jobs are run although there are some.
 #[derive(Debug, Error)]
@@ -311,8 +251,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             return Ok(self.queue.requeue(delivery, Requeue::Later(FORGOTTEN)).await?);
         };
         let epoch = ended.epoch;
-        let result = ended.result.clone().unwrap_or_else(|| gone(key, &ended));
-        self.queue.answer(&delivery, &result, epoch).await?;
+        self.queue.answer(&delivery, &ended.told(key), epoch).await?;
         self.give_back(delivery).await
     }
 
@@ -465,69 +404,6 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         }
     }
 
-    /// Whether it is this host, and not the job, that no sandbox could be made. Then its tier rests.
-    async fn is_unable(&self, want: &Want) -> bool {
-        if !self.rests {
-            return false;
-        }
-        let _one = self.ward.looking.lock().await;
-        if self.ward.rests(want.tier) {
-            return true;
-        }
-        // What a job asks for beside its tier and image must not make a host look unable.
-        let want = Want { limits: Limits::default(), ..want.clone() };
-        let Err(report) = self.runner.try_one(&want).await else { return false };
-        tracing::warn!(tier = %want.tier, why = report.why, "no sandbox can be made; the tier rests");
-        self.ward.failed(&want, &report);
-        self.queue.rest(want.tier, true);
-        true
-    }
-
-    /// Tries tiers that rest, until they do not have to any more.
-    async fn nurse(self: Arc<Self>) {
-        let mut changes = self.ward.changes();
-        loop {
-            let Some((again, want)) = self.ward.next() else {
-                // The sender is our own.
-                let _ = changes.changed().await;
-                continue;
-            };
-            tokio::select! {
-                () = sleep_until(again) => {}
-                // Another tier may be due earlier.
-                _ = changes.changed() => continue,
-            }
-            match self.runner.try_one(&want).await {
-                Ok(()) => {
-                    tracing::info!(tier = %want.tier, "a sandbox could be made; the tier is offered again");
-                    self.ward.recovered(want.tier);
-                    self.queue.rest(want.tier, false);
-                }
-                Err(report) => {
-                    tracing::debug!(tier = %want.tier, why = report.why, "still no sandbox can be made");
-                    self.ward.failed(&want, &report);
-                }
-            }
-        }
-    }
-
-    /// Stops before every job is spent on a host that can make no sandbox.
-    fn watch_infrastructure(&self, result: JobResult, stopper: &Stopper) {
-        if self.rests {
-            return;
-        }
-        if result.outcome != Outcome::InfraError {
-            self.in_vain.store(0, Ordering::Relaxed);
-            return;
-        }
-        let jobs = self.in_vain.fetch_add(1, Ordering::Relaxed) + 1;
-        if jobs as usize >= self.slots.max(3)
-            && let Some(last) = result.error
-        {
-            self.halt(DispatchError::Infrastructure { jobs, last }, stopper);
-        }
-    }
-
     /// The first reason counts; the others follow from it.
     fn halt(&self, error: DispatchError, stopper: &Stopper) {
         self.halted.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -557,22 +433,6 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         }
         told
     }
-}
-
-/// What is told of a job whose result is not kept any more: how it ended, and that this is all.
-fn gone(key: &JobKey, ended: &Ended) -> JobResult {
-    let report = ErrorReport::new(
-        "the result is no longer kept",
-        format!(
-            "this job was sent before and ended ({}); its result has passed its time",
-            ended.outcome.name()
-        ),
-        "send it under another id to run it again; store.result_ttl says for how long results are kept",
-    );
-    let mut result = JobResult::never_started(&key.id, &key.tenant, ended.outcome, report);
-    result.attempt = ended.attempt;
-    (result.stdout.truncated, result.stderr.truncated) = (true, true);
-    result
 }
 
 /// How many jobs of each kind are still to come.

@@ -14,10 +14,11 @@ use crate::{
     artifacts::ArtifactStore,
     board::Board,
     control::{Control, Identity},
-    dispatch::{DispatchError, Dispatcher, Runner},
+    dispatch::{DispatchError, Dispatcher},
     key::JobKey,
     policy::Policies,
     queue::Queue,
+    runner::Runner,
     stop::{Stop, Stopper},
     store::redis::{HostFacts, RedisStore},
     ward::Resting,
@@ -173,9 +174,12 @@ async fn hear_cancellations<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Show
 /// So that jobs of a tier which nobody offers for now are known to wait for one.
 async fn tell_who_rests<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
     let mut changes = engine.rest_changes();
-    while changes.changed().await.is_ok() {
+    loop {
         let tiers = changes.borrow_and_update().clone();
         engine.store().set_resting(&tiers);
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

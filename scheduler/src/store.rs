@@ -10,7 +10,7 @@ use std::{error::Error, future::Future, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use worker::{JobResult, Outcome};
+use worker::{ErrorReport, JobResult, Outcome};
 
 use crate::key::{BodyDigest, JobKey};
 
@@ -77,6 +77,25 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Its result; `None` once that has passed its time.
     pub result: Option<JobResult>,
+}
+
+impl Ended {
+    /// What is told of it: its result, or, once that is not kept any more, how it ended and that this is all.
+    pub(crate) fn told(self, key: &JobKey) -> JobResult {
+        if let Some(result) = self.result {
+            return result;
+        }
+        let outcome = self.outcome.name();
+        let report = ErrorReport::new(
+            "the result is no longer kept",
+            format!("this job was sent before and ended ({outcome}); its result has passed its time"),
+            "send it under another id to run it again; store.result_ttl says for how long results are kept",
+        );
+        let mut result = JobResult::never_started(&key.id, &key.tenant, self.outcome, report);
+        result.attempt = self.attempt;
+        (result.stdout.truncated, result.stderr.truncated) = (true, true);
+        result
+    }
 }
 
 /// How beginning a job went.

@@ -32,7 +32,9 @@ fn a_job_of_a_tier_that_no_host_offers_is_given_up_and_says_why(test: &str, vers
     let status = |id: &str| cluster.mayfly(&elsewhere, ["status", &cluster.key(id)]).finish();
     cluster.mayfly(&elsewhere, ["submit"]).stdin(of_tier("vm", &json!({ "id": "noted" }))).finish().code(0);
     // Nobody has pulled it, and nobody will.
-    status("noted").code(0).prints(&["waits", "no host offers tier vm"]);
+    eventually("a host is heard, and it does not offer the tier", || {
+        status("noted").code(0).text().contains("waits: no host offers tier vm").then_some(())
+    });
     let submit = |id: &str, key: &str, expires| {
         let body = of_tier("vm", &json!({})).into_bytes();
         let (id, key) = (Some(id.to_owned()), key.to_owned());

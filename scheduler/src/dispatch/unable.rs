@@ -1,0 +1,75 @@
+//! What a dispatcher does when no sandbox can be made: ends, or, where others can run the jobs, lets the tier rest.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use pool::{Limits, Want};
+use tokio::time::sleep_until;
+use worker::{JobResult, Outcome};
+
+use super::{DispatchError, Dispatcher};
+use crate::{queue::Queue, runner::Runner, stop::Stopper, store::Store};
+
+impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
+    /// Whether it is this host, and not the job, that no sandbox could be made. Then its tier rests.
+    pub(super) async fn is_unable(&self, want: &Want) -> bool {
+        if !self.rests {
+            return false;
+        }
+        let _one = self.ward.looking.lock().await;
+        if self.ward.rests(want.tier) {
+            return true;
+        }
+        // What a job asks for beside its tier and image must not make a host look unable.
+        let want = Want { limits: Limits::default(), ..want.clone() };
+        let Err(report) = self.runner.try_one(&want).await else { return false };
+        tracing::warn!(tier = %want.tier, why = report.why, "no sandbox can be made; the tier rests");
+        self.ward.failed(&want, &report);
+        self.queue.rest(want.tier, true);
+        true
+    }
+
+    /// Tries tiers that rest, until they do not have to any more.
+    pub(super) async fn nurse(self: Arc<Self>) {
+        let mut changes = self.ward.changes();
+        loop {
+            let Some((again, want)) = self.ward.next() else {
+                // The sender is our own.
+                let _ = changes.changed().await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep_until(again) => {}
+                // Another tier may be due earlier.
+                _ = changes.changed() => continue,
+            }
+            match self.runner.try_one(&want).await {
+                Ok(()) => {
+                    tracing::info!(tier = %want.tier, "a sandbox could be made; the tier is offered again");
+                    self.ward.recovered(want.tier);
+                    self.queue.rest(want.tier, false);
+                }
+                Err(report) => {
+                    tracing::debug!(tier = %want.tier, why = report.why, "still no sandbox can be made");
+                    self.ward.failed(&want, &report);
+                }
+            }
+        }
+    }
+
+    /// Stops before every job is spent on a host that can make no sandbox.
+    pub(super) fn watch_infrastructure(&self, result: JobResult, stopper: &Stopper) {
+        if self.rests {
+            return;
+        }
+        if result.outcome != Outcome::InfraError {
+            self.in_vain.store(0, Ordering::Relaxed);
+            return;
+        }
+        let jobs = self.in_vain.fetch_add(1, Ordering::Relaxed) + 1;
+        if jobs as usize >= self.slots.max(3)
+            && let Some(last) = result.error
+        {
+            self.halt(DispatchError::Infrastructure { jobs, last }, stopper);
+        }
+    }
+}
