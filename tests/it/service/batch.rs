@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use servers::Version;
+use servers::{RabbitMq, Version};
 
 use super::on_every_broker;
 use crate::harness::{Cluster, Host, Node, eventually, script};
@@ -69,6 +69,37 @@ fn a_remote_batch_that_is_killed_goes_on_and_runs_every_job_once(test: &str, ver
         host.stop().code(0);
         host.check();
     }
+}
+
+/// A broker of its own: the others' tests go on.
+#[test]
+fn a_remote_batch_outlives_its_broker() {
+    const JOBS: usize = 120;
+    let test = "service::batch::a_remote_batch_outlives_its_broker";
+    let broker = match RabbitMq::start(Version::Debian12) {
+        Ok(broker) => Box::leak(Box::new(broker)),
+        Err(error) => return servers::skipped(test, &error.to_string()),
+    };
+    let Some(cluster) = Cluster::on(test, broker, "") else { return };
+    let mut host = cluster.host();
+    let node = Node::new();
+    let job = |n: usize| json!({ "id": format!("job-{n}"), "idempotent": true, "max_attempts": 20 });
+    let lines: Vec<_> = (0..JOBS).map(|n| script("sleep 0.1; echo $$", &job(n))).collect();
+    let jobs = node.write("jobs.jsonl", lines.join("\n"));
+    let file = node.file("results").to_str().unwrap().to_owned();
+    let running = cluster.mayfly(&node, ["batch", "--remote", "-o", &file, &jobs]).start();
+    eventually("some have ended", || {
+        let ended = fs::read_to_string(&file).map_or(0, |text| text.lines().count());
+        (ended >= 20).then_some(())
+    });
+    cluster.broker.kill().unwrap();
+    cluster.broker.start_again().unwrap();
+    running.finish().code(0);
+    let results = results(&file);
+    assert_eq!(results.len(), JOBS);
+    assert!(results.values().all(|result| result["outcome"] == "succeeded"));
+    host.stop().code(0);
+    host.check();
 }
 
 fn a_remote_batch_ends_every_line_with_what_became_of_it(test: &str, version: Version) {

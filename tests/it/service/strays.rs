@@ -11,6 +11,7 @@ use crate::harness::{Cluster, Node, eventually, script};
 on_every_broker! {
     a_job_of_a_tier_that_no_host_offers_is_given_up_and_says_why
     a_job_waits_for_the_host_that_offers_its_tier
+    a_claimed_job_whose_tier_went_with_its_host_is_given_up_too
 }
 
 fn of_tier(tier: &str, more: &Value) -> String {
@@ -92,4 +93,26 @@ fn a_job_waits_for_the_host_that_offers_its_tier(test: &str, version: Version) {
         host.stop().code(0);
         host.check();
     }
+}
+
+fn a_claimed_job_whose_tier_went_with_its_host_is_given_up_too(test: &str, version: Version) {
+    let Some(cluster) = Cluster::new(test, version, "") else { return };
+    let (mut victim, mut other) = (Cluster::idle_host(), Cluster::idle_host());
+    let impatient = |config: &str| config.replace("[store]", "consumer_timeout = '6s'\n[store]");
+    cluster.serve_changed(&mut victim, impatient, |mayfly| mayfly);
+    let producer = cluster.producer(ReplyBy::Queue);
+    let job = script("sleep 600", &json!({ "timeout": "11m", "idempotent": true }));
+    let sent = cluster.send(&producer, "long", job);
+    eventually("it runs", || (!victim.node.sandboxes().is_empty()).then_some(()));
+    victim.kill();
+    let nspawn = |config: &str| waits("3s")(config).replace("['chroot']", "['nspawn']");
+    cluster.serve_changed(&mut other, nspawn, |mayfly| mayfly);
+    let result = cluster.answer(sent);
+    let why = result.error.unwrap().why;
+    assert_eq!(result.outcome, Outcome::InfraError, "{why}");
+    assert!(why.contains("no host offers tier chroot"), "{why}");
+    other.stop().code(0);
+    other.check();
+    victim.node.mayfly(["reap"]).finish().code(0);
+    victim.check();
 }

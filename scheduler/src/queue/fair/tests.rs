@@ -151,3 +151,31 @@ proptest! {
         prop_assert_eq!(taken, expected);
     }
 }
+
+#[test]
+fn jobs_that_nobody_has_share_like_those_that_wait() {
+    let mut fair = fair(&[(1, Some(1)), (1, None)]);
+    fair.orphaned(1, 3);
+    fill(&mut fair, 3, 1);
+    assert_eq!(fair.waiting(), 4);
+    let first = [fair.next().unwrap(), fair.next().unwrap()];
+    assert!(first.contains(&1) && first.contains(&3), "each tenant has its turn: {first:?}");
+    fair.adopted(1);
+    fill(&mut fair, 3, 0);
+    assert_eq!((fair.orphans(1), fair.next()), (2, None), "its tenant runs as many as it may");
+    fair.done(1);
+    assert_eq!(fair.next(), Some(1));
+}
+
+#[test]
+fn a_lane_that_rests_is_passed_over_and_what_waits_there_is_still_counted() {
+    let mut fair = fair(&[(1, None), (1, None)]);
+    fill(&mut fair, 1, 2);
+    fair.orphaned(1, 1);
+    fill(&mut fair, 3, 1);
+    fair.rest(1, true);
+    assert_eq!(pulls(&mut fair, 10), [3]);
+    assert_eq!(fair.waiting(), 3);
+    fair.rest(1, false);
+    assert_eq!(fair.next(), Some(1));
+}
