@@ -1,6 +1,9 @@
 //! What a tenant's user may do on the broker, and what `setup` makes there.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use lapin::{
     BasicProperties, ExchangeKind,
@@ -25,6 +28,9 @@ use worker::Outcome;
 
 /// Runs what the operator is told to run, as far as this version knows it.
 fn run_commands(bed: &Bed) {
+    // Users are the whole broker's, and more than one test makes them.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let known = |since: Option<&str>| since.is_none() || bed.broker.version() == servers::Version::V4;
     for command in commands(&bed.options.topology(), bed.vhost(), "mayfly-serve", Duration::from_secs(3600)) {
         if !known(command.since) || command.args[0] == "add_vhost" {
