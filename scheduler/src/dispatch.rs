@@ -222,6 +222,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         stop: &Stop,
     ) -> Result<Option<Served<Q::Delivery>>, DispatchError> {
         let Pulled { mut delivery, key, body, job, tier, queued } = pulled;
+        failpoint::pass("pulled");
         let attempt = match self.store.begin(&key, &body).await? {
             Begun::Attempt(attempt) => attempt,
             Begun::Over => return self.repeat(delivery, &key).await.map(|()| None),
@@ -238,6 +239,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             Ok(result) => Ok(Some(Served { delivery, attempt, result })),
             Err(why) => {
                 self.store.release(attempt).await?;
+                failpoint::pass("released");
                 self.queue.requeue(delivery, why).await?;
                 Ok(None)
             }
@@ -388,6 +390,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             match self.store.finish(attempt, &result).await? {
                 Finished::Stored => {
                     self.board.count(&result);
+                    failpoint::pass("stored");
                     self.queue.answer(&delivery, &result, epoch).await?;
                     failpoint::pass("answered");
                     self.give_back(delivery).await

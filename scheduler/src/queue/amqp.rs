@@ -45,6 +45,7 @@ use self::{outlet::Outlet, puller::Asked, state::State, strays::Sweeper};
 use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue};
 use crate::{
     broker::{Health, Lane, Settings, TenantLanes, Topology, link::Link},
+    failpoint,
     store::redis::RedisStore,
 };
 
@@ -219,6 +220,7 @@ impl Queue for AmqpQueue {
     async fn ack(&self, delivery: AmqpDelivery) -> Result<(), QueueError> {
         let acked = delivery.ack().await;
         self.state.tally.acked(acked.is_ok());
+        failpoint::pass("acked");
         acked
     }
 
@@ -255,6 +257,7 @@ impl AmqpQueue {
         };
         outlet::send_on(&self.outlet, &delivery, &lane.queue()).await.map_err(failed)?;
         self.state.tally.moved.fetch_add(1, Ordering::Relaxed);
+        failpoint::pass("moved");
         delivery.ack().await?;
         if let Some(outlet) = self.outlet.now() {
             outlet.parts.ring(&lane.queue()).await;
