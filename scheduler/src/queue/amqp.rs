@@ -260,7 +260,7 @@ impl AmqpQueue {
         failpoint::pass("moved");
         delivery.ack().await?;
         if let Some(outlet) = self.outlet.now() {
-            outlet.parts.ring(&lane.queue()).await;
+            outlet.ring(&lane.queue()).await;
         }
         Ok(())
     }

@@ -85,8 +85,8 @@ impl Unacked {
         if !self.lives() {
             return false;
         }
-        let acked = self.acker.ack(BasicAckOptions::default()).await;
-        self.given_back(matches!(acked, Ok(true)))
+        let acked = self.session.told(self.acker.ack(BasicAckOptions::default())).await;
+        self.given_back(acked)
     }
 
     async fn put_back(self) {
@@ -95,8 +95,8 @@ impl Unacked {
             return;
         }
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let put_back = self.acker.nack(requeue).await;
-        self.given_back(matches!(put_back, Ok(true)));
+        let put_back = self.session.told(self.acker.nack(requeue)).await;
+        self.given_back(put_back);
     }
 
     fn given_back(self, done: bool) -> bool {

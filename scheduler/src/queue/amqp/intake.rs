@@ -95,6 +95,16 @@ pub(crate) fn unique() -> Result<String, BrokerError> {
     Ok(random.iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}")))
 }
 
+impl Session<Intake> {
+    /// Whether the broker was told. A client that loses its connection meanwhile may never say so.
+    pub(super) async fn told(&self, telling: impl Future<Output = lapin::Result<bool>>) -> bool {
+        tokio::select! {
+            told = self.connected.limited(telling) => matches!(told, Ok(true)),
+            () = self.ended() => false,
+        }
+    }
+}
+
 impl Intake {
     fn free(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)

@@ -77,19 +77,20 @@ impl Open<Outlet> for Opener {
     }
 }
 
-impl Outlet {
-    /// Tells idle hosts that there is a job in a queue. Nobody has to hear it.
+impl Session<Outlet> {
+    /// Tells idle hosts that there is a job in a queue. Nobody has to hear it, and nobody waits for it for long.
     pub(super) async fn ring(&self, queue: &str) {
-        let options = BasicPublishOptions::default();
-        let ring =
-            self.rings.basic_publish(BELL.into(), queue.into(), options, b"", BasicProperties::default());
-        if let Err(error) = ring.await {
+        let (options, nothing) = (BasicPublishOptions::default(), BasicProperties::default());
+        let ring = self.parts.rings.basic_publish(BELL.into(), queue.into(), options, b"", nothing);
+        let rung = tokio::select! {
+            rung = self.connected.in_time("ringing the bell", ring) => rung.map(drop),
+            () = self.ended() => Err(BrokerError::Ended),
+        };
+        if let Err(error) = rung {
             tracing::debug!(%error, "the bell could not be rung");
         }
     }
-}
 
-impl Session<Outlet> {
     /// Publishes a result, confirmed.
     pub(super) async fn publish(&self, message: &Outgoing<'_>) -> Result<Went, BrokerError> {
         self.send(&self.parts.results, message).await

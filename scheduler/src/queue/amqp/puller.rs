@@ -239,7 +239,7 @@ pub(super) async fn put_back(
     one(&state.tally.requeued);
     // Nothing else tells other hosts that it is there again.
     if let Some(outlet) = outlet.now() {
-        outlet.parts.ring(state.queue_of(lane)).await;
+        outlet.ring(state.queue_of(lane)).await;
     }
     done
 }

@@ -179,7 +179,7 @@ impl Hands {
     async fn unpark(&self, message: &Message, lane: &Lane) -> Result<(), Failed> {
         let queue = lane.queue();
         self.send(&queue, message, unparked(&message.properties, now())).await?;
-        self.outlet.parts.ring(&queue).await;
+        self.outlet.ring(&queue).await;
         Ok(())
     }
 
@@ -200,7 +200,7 @@ impl Hands {
 
     /// It is elsewhere now.
     async fn done(&self, channel: Channel, acker: Acker) -> Result<(), Failed> {
-        if !matches!(acker.ack(BasicAckOptions::default()).await, Ok(true)) {
+        if !self.intake.told(acker.ack(BasicAckOptions::default())).await {
             return Err("the connection was lost".into());
         }
         self.intake.parts.reuse(channel);
@@ -249,7 +249,7 @@ pub(super) async fn judge(
         if outlet.publish_alone(&outgoing).await? != Went::Somewhere {
             return Err(format!("the queue {queue} does not take it").into());
         }
-        outlet.parts.ring(&queue).await;
+        outlet.ring(&queue).await;
         return Ok(Verdict::Waits);
     }
     if offered {
