@@ -48,8 +48,18 @@ async fn hear(state: &State, session: &Session<Intake>) -> String {
     let bell = &session.parts.bell;
     let rings = bell.rings.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut rings) = rings else { return "nobody hears the bell".to_owned() };
+    // Some rings were lost, and nobody knows which. Looking at all lanes waits until there is time.
+    let mut lost = false;
     loop {
-        let ring = match rings.next().await {
+        let ring = tokio::select! {
+            ring = rings.next() => ring,
+            () = state.idle.notified(), if lost => {
+                lost = false;
+                state.sweep.notify_one();
+                continue;
+            }
+        };
+        let ring = match ring {
             Some(Ok(ring)) => ring,
             Some(Err(error)) => return causes(&error),
             // Who cancels a consumer, the broker or its operator, says so by ending the stream.
@@ -57,10 +67,11 @@ async fn hear(state: &State, session: &Session<Intake>) -> String {
         };
         state.tally.rings.fetch_add(1, Ordering::Relaxed);
         came(state, ring.exchange.as_str(), ring.routing_key.as_str());
-        tokio::select! {
-            () = state.idle.notified() => {}
-            () = sleep(RING_HELD) => {}
-        }
+        let busy = tokio::select! {
+            () = state.idle.notified() => false,
+            () = state.busy.notified() => true,
+            () = sleep(RING_HELD) => false,
+        };
         // What rang meanwhile. Only then is this ring done with, so that nothing rings unheard in between.
         loop {
             let get = bell.channel.basic_get(bell.queue.as_str().into(), BasicGetOptions { no_ack: true });
@@ -69,11 +80,12 @@ async fn hear(state: &State, session: &Session<Intake>) -> String {
                 Ok(None) => break,
                 Err(error) => return causes(&error),
             };
-            if missed.message_count + 1 >= RINGS {
-                // Some were lost, and nobody knows which.
-                state.sweep.notify_one();
-            }
+            lost |= missed.message_count + 1 >= RINGS;
             came(state, missed.exchange.as_str(), missed.routing_key.as_str());
+        }
+        if lost && !busy {
+            lost = false;
+            state.sweep.notify_one();
         }
         if !matches!(ring.acker.ack(BasicAckOptions::default()).await, Ok(true)) {
             return "the bell's channel was closed".to_owned();

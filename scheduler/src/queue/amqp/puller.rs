@@ -35,6 +35,10 @@ pub(super) type Asked = oneshot::Sender<Option<Pulled<AmqpDelivery>>>;
 /// A copy of a job can be here before the job itself is where it can be got.
 const SHORTLY: Duration = Duration::from_millis(20);
 
+/// A host that is never idle hears the bell after so many pulls: who sends one job beside a flood waits for a number of
+/// slots, however fast these are, and not for a look around.
+const HEARD_EVERY: u64 = 8;
+
 /// Serves those who ask, in their order.
 pub(super) async fn serve(
     state: Arc<State>,
@@ -138,6 +142,9 @@ impl Puller {
             Ok(Some((channel, got))) => {
                 self.state.fair().found(lane, u64::from(got.message_count));
                 one(&self.state.tally.pulled);
+                if self.state.tally.pulled.load(Ordering::Relaxed).is_multiple_of(HEARD_EVERY) {
+                    self.state.busy.notify_one();
+                }
                 let (message, acker) = Message::of(got.delivery);
                 let session = Arc::clone(session);
                 Some(AmqpDelivery::new(&self.state, session, lane, channel, acker, message))

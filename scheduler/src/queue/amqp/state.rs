@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(super) changed: Notify,
     /// Nothing is known to wait, so the bell may ring again.
     pub(super) idle: Notify,
+    /// Much waits, and it is time to hear what else came.
+    pub(super) busy: Notify,
     /// Look at all lanes now.
     pub(super) sweep: Notify,
     /// The epoch in which all lanes were looked at last, and how often they were.
@@ -100,6 +102,7 @@ impl State {
             paused: AtomicBool::new(false),
             changed: Notify::new(),
             idle: Notify::new(),
+            busy: Notify::new(),
             sweep: Notify::new(),
             swept: watch::Sender::new(0),
             health: watch::Sender::new(Health::default()),
