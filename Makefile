@@ -7,6 +7,8 @@ SHELL := /bin/bash
 # Images, for `run`, `test` and `bench` alike: `make clean` takes them away, and the host keeps nothing.
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export MAYFLY_DATA_DIR ?= $(TARGET)/mayfly-data
+# Tests write here what they could not run.
+export MAYFLY_SKIPPED ?= $(TARGET)/skipped-tests
 IMAGES := minimal base
 
 help: ## show this list
@@ -20,8 +22,10 @@ test: setup ## build everything and run every test (as root)
 	@scripts/packages test
 	cargo build --workspace --all-targets --features failpoints
 	for image in $(IMAGES); do scripts/as-root $(TARGET)/debug/mayfly image build $$image; done
+	@scripts/as-root rm -f $(MAYFLY_SKIPPED)
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --workspace --features failpoints --no-fail-fast
 	@scripts/as-root scripts/short $(TARGET)/debug/mayfly
+	@if [ -e $(MAYFLY_SKIPPED) ]; then echo 'What could not be run here:'; sort -u $(MAYFLY_SKIPPED) | sed 's/^skipped: /  /'; else echo 'No test was skipped.'; fi
 
 lint: ## check format, lints, docs, scripts and licences
 	@scripts/packages build

@@ -120,10 +120,6 @@ async fn artifacts_are_kept_in_a_folder() {
 
 #[tokio::test]
 async fn artifacts_are_kept_in_s3() {
-    if !S3::is_installed() {
-        let why = "there is no s3s-fs: cargo install s3s-fs --features binary";
-        return servers::skipped_for_want_of_a_package("artifacts_are_kept_in_s3", why);
-    }
     let server = S3::start("artifacts").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let place = |key: &str| Place::S3 {

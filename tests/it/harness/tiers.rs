@@ -1,9 +1,6 @@
 //! The tiers that the suite runs on, and what a behaviour is given.
 
-use std::{
-    io::{self, Write},
-    sync::OnceLock,
-};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -103,9 +100,10 @@ pub(crate) fn result_of(mayfly: Mayfly, code: i32) -> Value {
 pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
     match ready(tier) {
         Ok(()) => behaviour(&Place { tier, node: node(tier) }),
-        // Past the harness, which keeps what a test prints from whoever runs it.
         Err(reason) => {
-            let _ = writeln!(io::stderr(), "skipped: tier {}: {reason}", tier.name());
+            // The runner names the thread of a test by it.
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            servers::tell_skipped(&test, &format!("tier {}: {reason}", tier.name()));
         }
     }
 }

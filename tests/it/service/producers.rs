@@ -60,7 +60,7 @@ fn in_javascript() {
     };
     if !installed {
         let why = "node or npm is not here, or npm cannot install amqplib";
-        return servers::skipped_for_want_of_a_package(test, why);
+        return servers::tell_skipped(test, why);
     }
     let mut node = Command::new("node");
     node.args(["-e", code("javascript")]).env("NODE_PATH", packages.join("node_modules"));

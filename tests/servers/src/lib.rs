@@ -9,6 +9,7 @@ mod process;
 mod proxy;
 mod rabbitmq;
 mod redis;
+#[cfg(feature = "s3")]
 mod s3;
 mod scratch;
 mod skip;
@@ -20,6 +21,7 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, Version};
 pub use redis::Redis;
+#[cfg(feature = "s3")]
 pub use s3::S3;
 pub use scratch::Scratch;
-pub use skip::{skipped, skipped_for_want_of_a_package};
+pub use skip::{skipped, tell_skipped};

@@ -10,9 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tempfile::TempDir;
-
-use crate::{Process, free_port};
+use crate::{Process, Scratch, free_port};
 
 /// Long enough for a start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,7 +34,7 @@ pub struct Redis {
     process: Option<Process>,
     port: u16,
     settings: Vec<(String, String)>,
-    folder: TempDir,
+    scratch: Scratch,
 }
 
 impl Redis {
@@ -57,7 +55,7 @@ impl Redis {
     pub fn start_with(settings: &[(&str, &str)]) -> io::Result<Self> {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let settings = DEFAULTS.iter().chain(settings).map(owned).collect();
-        let mut server = Self { process: None, port: 0, settings, folder: tempfile::tempdir()? };
+        let mut server = Self { process: None, port: 0, settings, scratch: Scratch::new("redis")? };
         for _ in 1..PORTS_TRIED {
             server.port = free_port()?;
             if server.launch()? {
@@ -87,14 +85,14 @@ impl Redis {
 
     /// Ends it in an orderly way.
     pub fn stop(&mut self) -> io::Result<()> {
-        self.process.take().map_or(Ok(()), Process::stop)
+        self.process.take().map_or(Ok(()), Process::stop_and_keep)
     }
 
     /// Ends it by `kill -9`.
     pub fn kill(&mut self) -> io::Result<()> {
         let Some(process) = self.process.take() else { return Ok(()) };
         process.signal("KILL")?;
-        process.stop()
+        process.stop_and_keep()
     }
 
     /// Holds it still, as a machine that swaps or a network that swallows would.
@@ -107,8 +105,11 @@ impl Redis {
         self.process.as_ref().map_or(Ok(()), |process| process.signal("CONT"))
     }
 
-    /// Starts it on the same port with the data that is there.
+    /// Starts it on the same port with the data that is there, unless it runs.
     pub fn start_again(&mut self) -> io::Result<()> {
+        if self.process.is_some() {
+            return Ok(());
+        }
         let deadline = Instant::now() + PATIENCE;
         while !self.launch()? {
             if Instant::now() > deadline {
@@ -141,23 +142,23 @@ impl Redis {
     /// The directory of its data and its log.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.scratch.path()
     }
 
     /// Starts the process and waits until it answers. `false`: it ended, as when the port is taken.
     fn launch(&mut self) -> io::Result<bool> {
         let mut command = Command::new("redis-server");
-        command.current_dir(self.folder.path());
+        command.current_dir(self.scratch.path());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
-        command.arg("--dir").arg(self.folder.path());
+        command.arg("--dir").arg(self.scratch.path());
         for (name, value) in &self.settings {
             command.args([&format!("--{name}"), value]);
         }
-        let process = Process::start(&command, &self.folder.path().join("log"))?;
+        let process = Process::start_in(&command, &self.scratch.path().join("log"), &self.scratch)?;
         let deadline = Instant::now() + PATIENCE;
         while !self.answers() {
             if !Path::new(&format!("/proc/{}", process.pid())).exists() {
-                return Ok(false);
+                return process.stop_and_keep().map(|()| false);
             }
             if Instant::now() > deadline {
                 return Err(self.failed("it does not answer"));
@@ -183,7 +184,7 @@ impl Redis {
     }
 
     fn append_only_file(&self) -> io::Result<PathBuf> {
-        let folder = self.folder.path().join("appendonlydir");
+        let folder = self.scratch.path().join("appendonlydir");
         let mut files = fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.path()));
         let newest = files
             .by_ref()
@@ -195,7 +196,7 @@ impl Redis {
     }
 
     fn failed(&self, what: &str) -> io::Error {
-        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let log = fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(5).collect();
         io::Error::other(format!(
             "redis-server on port {}: {what}; its log ends (backwards): {tail:?}",

@@ -1,30 +1,37 @@
-//! A server that speaks S3: `s3s-fs`, of crates.io. It checks signatures and keeps objects on disk; what it does not
-//! have (versions, rules) is not asked for here.
+//! A server that speaks S3: `s3s-fs`, of crates.io, inside this process. It checks signatures and keeps objects on disk;
+//! what it does not have (versions, rules) is not asked for here.
 
 use std::{
-    env,
-    ffi::OsString,
-    fs, io,
-    net::{Ipv4Addr, TcpStream},
-    path::Path,
-    process::{Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    fmt, fs, io,
+    net::{Ipv4Addr, TcpListener},
+    process::Child,
+    thread::{self, JoinHandle},
 };
 
-use tempfile::TempDir;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+};
+use s3s::{auth::SimpleAuth, service::S3Service, service::S3ServiceBuilder};
+use s3s_fs::FileSystem;
+use tokio::sync::oneshot;
 
-use crate::{Process, free_port};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-const PORTS_TRIED: usize = 5;
+use crate::Scratch;
 
 /// An S3 server with one bucket, its data in a scratch directory. Both go when this is dropped.
-#[derive(Debug)]
 pub struct S3 {
-    _process: Process,
     port: u16,
-    _folder: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+    /// In the order in which they end: who waits for our end to remove the directory finds none.
+    _scratch: Scratch,
+    keeper: Child,
+}
+
+impl fmt::Debug for S3 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3 at {}", self.url())
+    }
 }
 
 impl S3 {
@@ -33,32 +40,31 @@ impl S3 {
     /// The one key.
     pub const KEY: &str = "mayfly-secret";
 
-    /// Whether there is such a server here: `s3s-fs`, or what `MAYFLY_S3S_FS` names.
-    #[must_use]
-    pub fn is_installed() -> bool {
-        let mut version = Command::new(program());
-        version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        version.status().is_ok_and(|status| status.success())
-    }
-
     /// Starts it with a bucket of this name.
     pub fn start(bucket: &str) -> io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let log = folder.path().join("log");
-        let root = folder.path().join("objects");
+        let (scratch, keeper) = Scratch::of_this_process("s3")?;
+        let root = scratch.path().join("objects");
         fs::create_dir_all(root.join(bucket))?;
-        for _ in 0..PORTS_TRIED {
-            let port = free_port()?;
-            let mut command = Command::new(program());
-            command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-            command.args(["--access-key", Self::KEY_ID, "--secret-key", Self::KEY]).arg(&root);
-            let process = Process::start(&command, &log)?;
-            if listens(&process, port) {
-                return Ok(Self { _process: process, port, _folder: folder });
-            }
-        }
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        Err(io::Error::other(format!("s3s-fs does not start: {said}")))
+        let files = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let mut service = S3ServiceBuilder::new(files);
+        service.set_auth(SimpleAuth::from_single(Self::KEY_ID, Self::KEY));
+        let service = service.build();
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let server = thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(listener, service) => {}
+                    // Or the sender is gone.
+                    _ = stopped => {}
+                }
+            });
+        });
+        Ok(Self { port, stop: Some(stop), server: Some(server), _scratch: scratch, keeper })
     }
 
     /// Its address.
@@ -68,18 +74,26 @@ impl S3 {
     }
 }
 
-fn program() -> OsString {
-    env::var_os("MAYFLY_S3S_FS").unwrap_or_else(|| "s3s-fs".into())
+impl Drop for S3 {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(server) = self.server.take() {
+            // It panics only if its test did.
+            let _ = server.join();
+        }
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
 }
 
-/// Waits until somebody listens; `false`: the process ended, as when the port is taken.
-fn listens(process: &Process, port: u16) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    while Path::new(&format!("/proc/{}", process.pid())).exists() && Instant::now() < deadline {
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return true;
-        }
-        sleep(Duration::from_millis(10));
+async fn serve(listener: TcpListener, service: S3Service) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    let server = Builder::new(TokioExecutor::new());
+    while let Ok((stream, _)) = listener.accept().await {
+        let connection = server.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+        tokio::spawn(async move {
+            // Whoever called sees it.
+            let _ = connection.await;
+        });
     }
-    false
 }

@@ -28,6 +28,19 @@ impl Scratch {
         }
     }
 
+    /// Makes one for what runs in this process, of which nobody else is the keeper: it goes even if the process is killed.
+    #[cfg(feature = "s3")]
+    pub(crate) fn of_this_process(what: &str) -> io::Result<(Self, process::Child)> {
+        use std::os::unix::process::CommandExt;
+
+        let scratch = Self::new(what)?;
+        let mut keeper = process::Command::new("bash");
+        keeper.args(["-c", r#"read -r _; rm -rf -- "$1""#, "keeper"]).arg(&scratch.0);
+        // Ctrl-C at a terminal ends the tests first, and then the pipe.
+        let keeper = keeper.process_group(0).stdin(process::Stdio::piped()).spawn()?;
+        Ok((scratch, keeper))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -1,5 +1,10 @@
 //! Tests that cannot be run here.
 
+use std::{
+    fs::File,
+    io::{self, Write},
+};
+
 /// Says that a test was skipped, by its name, and why. Fails instead where `MAYFLY_SERVERS_REQUIRED` is set.
 ///
 /// # Panics
@@ -8,15 +13,20 @@
 pub fn skipped(test: &str, why: &str) {
     let required = std::env::var_os("MAYFLY_SERVERS_REQUIRED").is_some_and(|value| !value.is_empty());
     assert!(!required, "{test} cannot be skipped here, as MAYFLY_SERVERS_REQUIRED is set: {why}");
-    tell(test, why);
+    tell_skipped(test, why);
 }
 
-/// The same for a server that no Debian package has, which is never required.
-pub fn skipped_for_want_of_a_package(test: &str, why: &str) {
-    tell(test, why);
-}
-
-#[expect(clippy::print_stderr, reason = "the test runner has no other word for a skipped test")]
-fn tell(test: &str, why: &str) {
-    eprintln!("skipped: {test}: {why}");
+/// The same for what is never required.
+///
+/// It goes past the test runner, which keeps to itself what a test prints that does not fail, and into the list that
+/// `MAYFLY_SKIPPED` names, which `make test` shows at its end.
+pub fn tell_skipped(test: &str, why: &str) {
+    let line = format!("skipped: {test}: {why}\n");
+    // A list that cannot be written must not fail what could not even be run; the word on stderr stays.
+    let _ = io::stderr().write_all(line.as_bytes());
+    if let Some(list) = std::env::var_os("MAYFLY_SKIPPED")
+        && let Ok(mut list) = File::options().create(true).append(true).open(list)
+    {
+        let _ = list.write_all(line.as_bytes());
+    }
 }
