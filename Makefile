@@ -42,14 +42,15 @@ doc: ## build the API documentation
 	@scripts/packages build
 	cargo doc --workspace --no-deps
 
-bench: setup ## measure whole runs, sandboxes of each tier and a batch, beside their peers
-	@scripts/packages bench
+bench: setup ## measure whole runs, sandboxes of each tier, a batch and the service, beside their peers
+	@scripts/packages bench test
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/bench $(TARGET)/release/mayfly
 	@scripts/as-root scripts/bench-tiers $(TARGET)/release/mayfly
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly
+	@scripts/bench-serve
 
-soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch that must lose nothing
+soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch and 200 of hosts that must lose nothing
 	@scripts/packages test
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
@@ -58,6 +59,7 @@ soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch th
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000
+	@scripts/soak-serve 200
 
 guest: setup ## run jobs in a guest with Debian's kernel and cgroup v2
 	@scripts/packages guest

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod dockerd;
+mod evidence;
 mod host;
 mod images;
 mod node;
@@ -15,11 +16,12 @@ mod tiers;
 mod wait;
 
 pub(crate) use self::{
-    cluster::{Cluster, Host, script},
+    cluster::{Cluster, Host, script, submission},
     dockerd::use_by,
+    evidence::{Evidence, HEARD},
     host::Sandbox,
     node::Node,
     process::{Finished, Mayfly, Running},
-    tiers::{Place, Tier, on, on_every_tier, result_of},
+    tiers::{Place, Tier, on, on_every_tier, ready, result_of},
     wait::eventually,
 };

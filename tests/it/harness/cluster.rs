@@ -9,7 +9,7 @@ use scheduler::broker::{Answered, Credential, Producer, ReplyBy, Settings, Submi
 use serde_json::{Value, json};
 use servers::{RabbitMq, Redis, Version};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinHandle};
 use worker::JobResult;
 
 use super::{Mayfly, Node, Running, wait::eventually};
@@ -23,8 +23,14 @@ pub(crate) struct Cluster {
     pub(crate) store: Redis,
     /// Whose jobs they are: nobody else's on this host, where tests share the folder of control sockets.
     pub(crate) tenant: String,
-    vhost: String,
-    runtime: Runtime,
+    /// Where hosts find the broker and the store: at a hop before them, if a test has put one there.
+    pub(crate) ports: (u16, u16),
+    /// How many jobs each host runs at once.
+    pub(crate) slots: usize,
+    /// The tiers that hosts offer, as TOML.
+    pub(crate) tiers: &'static str,
+    pub(super) vhost: String,
+    pub(super) runtime: Runtime,
     tenants: String,
     artifacts: TempDir,
 }
@@ -32,7 +38,7 @@ pub(crate) struct Cluster {
 /// A host that serves.
 pub(crate) struct Host {
     pub(crate) node: Node,
-    running: Option<Running>,
+    pub(super) running: Option<Running>,
 }
 
 impl Cluster {
@@ -49,36 +55,53 @@ impl Cluster {
 
     /// The same on a given broker.
     pub(crate) fn on(test: &str, broker: &'static RabbitMq, tenants: &str) -> Option<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !Redis::is_installed() {
             servers::skipped(test, "redis-server is not installed");
             return None;
         }
+        Some(Self::over(broker, Redis::start().unwrap(), tenants))
+    }
+
+    /// The same on a given broker and store.
+    pub(crate) fn over(broker: &'static RabbitMq, store: Redis, tenants: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (vhost, tenant) = (format!("it-{number}"), format!("acme-{number}"));
         broker.add_vhost(&vhost).unwrap();
         let runtime = Runtime::new().unwrap();
         let tenants = format!("[tenants.{tenant}]\n{tenants}");
         let artifacts = tempfile::tempdir().unwrap();
-        let cluster =
-            Self { artifacts, broker, store: Redis::start().unwrap(), tenant, vhost, runtime, tenants };
+        let cluster = Self {
+            ports: (broker.port(), store.port()),
+            slots: 4,
+            tiers: "['chroot']",
+            artifacts,
+            broker,
+            store,
+            tenant,
+            vhost,
+            runtime,
+            tenants,
+        };
         let node = Node::new();
         cluster.mayfly(&node, ["setup"]).finish().code(0);
-        Some(cluster)
+        cluster
     }
 
     /// A mayfly of this node that knows these servers.
     pub(crate) fn mayfly<W: Into<String>>(&self, node: &Node, words: impl IntoIterator<Item = W>) -> Mayfly {
         let (user, password) = self.broker.admin();
         let config = format!(
-            "[serve]\nslots = 4\ntiers = ['chroot']\n\
+            "[serve]\nslots = {}\ntiers = {}\n\
              [broker]\nurl = 'amqp://{user}@127.0.0.1:{}/{}'\n\
-             [store]\nurl = '{}'\nlease = '3s'\n\
+             [store]\nurl = 'redis://127.0.0.1:{}'\nlease = '3s'\n\
              [artifacts]\nfolder = '{}'\n\
              [defaults]\nfloor = 'chroot'\n{}",
-            self.broker.port(),
+            self.slots,
+            self.tiers,
+            self.ports.0,
             self.vhost,
-            self.store.url(),
+            self.ports.1,
             self.artifacts.path().display(),
             self.tenants,
         );
@@ -89,7 +112,7 @@ impl Cluster {
 
     /// A host that serves from now on.
     pub(crate) fn host(&self) -> Host {
-        let mut host = Host { node: Node::new(), running: None };
+        let mut host = Host::idle();
         self.serve(&mut host, |mayfly| mayfly);
         host
     }
@@ -125,10 +148,19 @@ impl Cluster {
 
     /// A producer's connection, as the tenant.
     pub(crate) fn producer(&self, replies: ReplyBy) -> Producer {
+        self.producer_of(&self.tenant, replies)
+    }
+
+    /// The same as another tenant.
+    pub(crate) fn producer_of(&self, tenant: &str, replies: ReplyBy) -> Producer {
+        self.runtime.block_on(Producer::connect(&self.settings(), tenant, replies)).unwrap()
+    }
+
+    /// The broker, for mayfly's client.
+    pub(super) fn settings(&self) -> Settings {
         let (user, password) = self.broker.admin();
         let url = format!("amqp://{user}@127.0.0.1:{}/{}", self.broker.port(), self.vhost);
-        let settings = Settings::new(&url, &Credential::new(password)).unwrap();
-        self.runtime.block_on(Producer::connect(&settings, &self.tenant, replies)).unwrap()
+        Settings::new(&url, &Credential::new(password)).unwrap()
     }
 
     /// Sends anything, by any way.
@@ -138,14 +170,23 @@ impl Cluster {
 
     /// Sends anything.
     pub(crate) fn send(&self, producer: &Producer, id: &str, body: impl Into<Vec<u8>>) -> Submitted {
-        let submission = Submission {
-            body: body.into(),
-            key: "trusted".to_owned(),
-            id: Some(id.to_owned()),
-            expires: None,
-            traceparent: None,
-        };
-        self.submit(producer, submission)
+        self.submit(producer, submission(id, body))
+    }
+
+    /// The same, without waiting for the broker.
+    pub(crate) fn sending(
+        &self,
+        producer: Producer,
+        id: &str,
+        body: impl Into<Vec<u8>>,
+    ) -> JoinHandle<Submitted> {
+        let submission = submission(id, body);
+        self.runtime.spawn(async move { producer.submit(submission).await.unwrap() })
+    }
+
+    /// Waits for something that happens on the cluster's runtime.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("in time") })
     }
 
     /// Waits for what a producer is answered.
@@ -178,6 +219,21 @@ impl Drop for Cluster {
 }
 
 impl Host {
+    /// One that does not serve yet.
+    pub(crate) fn idle() -> Self {
+        Self { node: Node::new(), running: None }
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.running.as_mut().expect("it serves").has_ended()
+    }
+
+    /// How it ended by itself.
+    pub(crate) fn ended(&mut self) -> super::Finished {
+        self.running.take().expect("it served").finish()
+    }
+
     pub(crate) fn running(&self) -> &Running {
         self.running.as_ref().expect("it serves")
     }
@@ -203,6 +259,17 @@ impl Host {
     pub(crate) fn check(&self) {
         self.node.mayfly(["audit", "verify"]).finish().code(0);
         assert_eq!(self.node.leftovers(), [""; 0]);
+    }
+}
+
+/// A job of the tenant's, as it is sent.
+pub(crate) fn submission(id: &str, body: impl Into<Vec<u8>>) -> Submission {
+    Submission {
+        body: body.into(),
+        key: "trusted".to_owned(),
+        id: Some(id.to_owned()),
+        expires: None,
+        traceparent: None,
     }
 }
 

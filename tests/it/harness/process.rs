@@ -132,6 +132,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// The next line of its output, without the newline.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
