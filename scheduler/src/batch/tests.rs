@@ -52,10 +52,10 @@ impl Bed {
     }
 
     fn open(&self, resume: bool) -> Batch {
-        self.open_as(self.plan(resume)).unwrap()
+        Self::open_as(&self.plan(resume)).unwrap()
     }
 
-    fn open_as(&self, plan: Plan) -> Result<Batch, BatchError> {
+    fn open_as(plan: &Plan) -> Result<Batch, BatchError> {
         // The former owner lets go in a thread of its own.
         let give_up = Instant::now() + Duration::from_secs(20);
         loop {
@@ -375,7 +375,7 @@ async fn a_batch_that_others_run_keeps_its_names_and_is_not_taken_up_for_anybody
     bed.jobs(&[&job("one", ""), r#"{"schema_version":1,"image":"minimal","command":["x"]}"#]);
     let for_whom = |tenant: Option<&str>, resume| {
         let defaults = Defaults { tenant: tenant.map(str::to_owned), ..defaults() };
-        bed.open_as(Plan { defaults, ..bed.plan(resume) })
+        Bed::open_as(&Plan { defaults, ..bed.plan(resume) })
     };
     let names = |batch: &Batch| {
         let read = batch.journal.read(|read| {
