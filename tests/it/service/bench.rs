@@ -30,6 +30,12 @@ const GROWTH: u64 = 4096;
 /// A host may hold so many messages beside those of its slots: results that are under way.
 const HELD_BESIDE: u64 = 8;
 
+/// Jobs that wait while memory is looked at.
+const MANY: usize = 100_000;
+const TENANTS: usize = 200;
+/// Jobs of each of two tenants that three hosts share.
+const EACH: usize = 450;
+
 /// Collects what misses its bar, so that all is measured before any of it fails.
 #[derive(Default)]
 struct Bars(Vec<String>);
@@ -47,12 +53,11 @@ impl Drop for Bars {
     fn drop(&mut self) {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let missed = std::mem::take(&mut self.0);
-        if !missed.is_empty() && !std::thread::panicking() {
-            panic!(
-                "bars of a release build on a quiet machine were missed (load {}): {missed:#?}",
-                load.trim()
-            );
-        }
+        assert!(
+            missed.is_empty() || std::thread::panicking(),
+            "bars of a release build on a quiet machine were missed (load {}): {missed:#?}",
+            load.trim()
+        );
     }
 }
 
@@ -114,7 +119,7 @@ fn ms(time: Duration) -> f64 {
 /// Producers that always have some jobs under way.
 fn sustained(cluster: &Cluster, bars: &mut Bars) {
     const PRODUCERS: usize = 4;
-    const EACH: usize = 750;
+    const JOBS: usize = 750;
     const UNDER_WAY: usize = 32;
     let mut host = cluster.host();
     let send = |from: usize, producers: Vec<Producer>, each: usize| {
@@ -148,8 +153,8 @@ fn sustained(cluster: &Cluster, bars: &mut Bars) {
     let producers = || (0..PRODUCERS).map(|_| cluster.producer(ReplyBy::Direct)).collect::<Vec<_>>();
     send(0, producers(), 50);
     let (ready, began) = (producers(), Instant::now());
-    send(1, ready, EACH);
-    let rate = (PRODUCERS * EACH) as f64 / began.elapsed().as_secs_f64();
+    send(1, ready, JOBS);
+    let rate = (PRODUCERS * JOBS) as f64 / began.elapsed().as_secs_f64();
     let what = format!("sustained, {PRODUCERS} producers, one host of {} slots", cluster.slots);
     bars.figure(&what, &format!("{rate:.0} jobs/s"), "at least 150 jobs/s", rate >= SUSTAINED);
     host.stop().code(0);
@@ -181,7 +186,6 @@ fn memory(host: &Host) -> u64 {
 #[ignore = "it measures: scripts/bench-serve"]
 fn what_waiting_jobs_cost() {
     let Some((broker, mut bars)) = begin("service::bench::what_waiting_jobs_cost") else { return };
-    const MANY: usize = 100_000;
     let cluster = Cluster::over(broker, Redis::start().unwrap(), "");
     let mut host = cluster.host();
     // All slots are taken, so what comes waits.
@@ -226,7 +230,6 @@ fn cpu(host: &Host) -> f64 {
 #[ignore = "it measures: scripts/bench-serve"]
 fn what_many_tenants_cost() {
     let Some((broker, mut bars)) = begin("service::bench::what_many_tenants_cost") else { return };
-    const TENANTS: usize = 200;
     let names: Vec<String> = (0..TENANTS).map(|number| format!("tenant-{number}")).collect();
     let mut tenants = String::new();
     for name in &names {
@@ -266,7 +269,6 @@ fn what_many_tenants_cost() {
 #[ignore = "it measures: scripts/bench-serve"]
 fn three_hosts_and_one_that_dies() {
     let Some((broker, mut bars)) = begin("service::bench::three_hosts_and_one_that_dies") else { return };
-    const EACH: usize = 450;
     let tenants = "weight = 1\n[tenants.double]\nweight = 2\n";
     let cluster = Cluster::over(broker, Redis::start().unwrap(), tenants);
     cluster.listen();
