@@ -65,12 +65,16 @@ impl Cluster {
     pub(crate) fn heard(&self) -> Vec<JobResult> {
         self.runtime.block_on(async {
             let (_connection, channel) = self.channel().await;
-            let mut heard = Vec::new();
+            let (mut heard, mut told) = (Vec::new(), HashMap::new());
             let no_ack = BasicGetOptions { no_ack: true };
             while let Some(got) = channel.basic_get(HEARD.into(), no_ack).await.unwrap() {
                 let result: JobResult = serde_json::from_slice(&got.data).unwrap();
-                let named = format!("{}:{}", result.id, result.attempt);
-                assert_eq!(got.properties.message_id().as_ref().unwrap().as_str(), named);
+                let named = got.properties.message_id().as_ref().unwrap().as_str().to_owned();
+                let epoch = named.strip_prefix(&format!("{}:", result.id)).map(str::parse::<u64>);
+                assert!(matches!(epoch, Some(Ok(_))), "{named} does not name an end of {}", result.id);
+                // Producers tell repetitions by it.
+                let first: &Vec<u8> = told.entry(named).or_insert_with(|| got.data.clone());
+                assert_eq!(first, &got.data);
                 heard.push(result);
             }
             heard
