@@ -15,7 +15,7 @@ use std::{
 use pool::Tier;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
-use worker::{Assignment, ErrorReport, Job, JobResult, Outcome, Progress, cancellation};
+use worker::{Assignment, Ended, ErrorReport, Job, JobResult, Outcome, Progress, Remains, cancellation};
 
 use crate::{
     admit::{Origin, admit},
@@ -68,6 +68,8 @@ pub struct Dispatcher<Q, S, R> {
     board: Board,
     /// Whether a tier that makes no sandboxes rests. Otherwise the whole ends.
     rests: bool,
+    /// Whether a result is told before its sandbox is gone, and so does not say how that went.
+    tells_first: bool,
     ward: Ward,
     /// Jobs in a row that got no sandbox.
     in_vain: AtomicU32,
@@ -86,6 +88,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             slots,
             board: Board::default(),
             rests: false,
+            tells_first: false,
             ward: Ward::default(),
             in_vain: AtomicU32::new(0),
             halted: Mutex::new(None),
@@ -96,6 +99,12 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     #[must_use]
     pub fn that_rests(self) -> Self {
         Self { rests: true, ..self }
+    }
+
+    /// Where somebody waits for each result: it is told while its sandbox ends.
+    #[must_use]
+    pub fn that_tells_first(self) -> Self {
+        Self { tells_first: true, ..self }
     }
 
     /// Runs until the queue ends, until `stop` says so, or until it cannot go on. When it returns no job runs.
@@ -199,8 +208,12 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             match pulled {
                 Ok(Some(pulled)) => match self.serve(pulled, &stop).await {
                     // A free slot does not wait for the disk.
-                    Ok(Some(served)) => {
+                    Ok(Some((served, remains))) => {
                         drop(settling.spawn(Arc::clone(&self).settle(served, stopper.clone())));
+                        // But for its sandbox: a slot is a place on this host.
+                        if let Some(remains) = remains {
+                            let _logged = remains.clean().await;
+                        }
                     }
                     Ok(None) => {}
                     Err(error) => break Err(error),
@@ -220,7 +233,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         &self,
         pulled: Pulled<Q::Delivery>,
         stop: &Stop,
-    ) -> Result<Option<Served<Q::Delivery>>, DispatchError> {
+    ) -> Result<Option<(Served<Q::Delivery>, Option<Remains>)>, DispatchError> {
         let Pulled { mut delivery, key, body, job, tier, queued } = pulled;
         failpoint::pass("pulled");
         let attempt = match self.store.begin(&key, &body).await? {
@@ -236,7 +249,11 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let end = self.carry_out(&attempt, &mut delivery, came, stop).await;
         failpoint::pass("ended");
         match end {
-            Ok(result) => Ok(Some(Served { delivery, attempt, result })),
+            Ok(ended) => {
+                let (result, remains) =
+                    if self.tells_first { ended.apart() } else { (ended.clean().await, None) };
+                Ok(Some((Served { delivery, attempt, result }, remains)))
+            }
             Err(why) => {
                 self.store.release(attempt).await?;
                 failpoint::pass("released");
@@ -287,11 +304,13 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         delivery: &mut Q::Delivery,
         came: Came,
         stop: &Stop,
-    ) -> Result<JobResult, Requeue> {
+    ) -> Result<Ended, Requeue> {
         let Came { job, tier, queued } = came;
         let key = &attempt.job;
-        let without_run =
-            |outcome, report| Ok(JobResult::never_started(&key.id, &key.tenant, outcome, report));
+        let without_run = |outcome, report| {
+            let result = JobResult::never_started(&key.id, &key.tenant, outcome, report);
+            Ok(Ended::without_sandbox(result))
+        };
         let mut job = match job {
             Ok(job) => job,
             Err(NoJob { outcome, report }) => return without_run(outcome, report),
@@ -314,7 +333,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             && let Some(report) = retry::interrupted(attempt.number, idempotent, max_attempts)
         {
             let lost = JobResult::never_started(&key.id, &key.tenant, Outcome::SandboxLost, report);
-            return Ok(JobResult { attempt: attempt.number - 1, ..lost });
+            return Ok(Ended::without_sandbox(JobResult { attempt: attempt.number - 1, ..lost }));
         }
         if attempt.cancelled {
             let report =
@@ -336,7 +355,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         assignment: &Assignment,
         idempotent: bool,
         stop: &Stop,
-    ) -> Result<JobResult, Requeue> {
+    ) -> Result<Ended, Requeue> {
         let key = &attempt.job;
         let (canceller, cancelled) = cancellation();
         let progress = Progress::default();
@@ -351,30 +370,32 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             if self.ward.rests(assignment.want.tier) {
                 return Err(Requeue::Unable);
             }
-            let mut result = self.runner.work(assignment, progress.clone(), cancelled.clone()).await;
+            let mut ended = self.runner.work(assignment, progress.clone(), cancelled.clone()).await;
+            let result = ended.result();
             let never_ran = result.phases.run_us == 0;
             if result.outcome == Outcome::Cancelled
                 && !self.board.is_cancelled(key)
                 && (never_ran || idempotent)
             {
+                ended.clean().await;
                 return Err(Requeue::Stopping);
             }
-            match retry::next(&result, idempotent, tried) {
+            match retry::next(result, idempotent, tried) {
                 Next::Keep => {
                     let no_sandbox = result.outcome == Outcome::InfraError && never_ran;
                     if no_sandbox && self.is_unable(&assignment.want).await {
                         return Err(Requeue::Unable);
                     }
                     if tried > 1 {
-                        result
-                            .notes
-                            .push(format!("this was sandbox {tried}: the ones before failed, not the job"));
+                        let note = format!("this was sandbox {tried}: the ones before failed, not the job");
+                        ended.result_mut().notes.push(note);
                     }
-                    return Ok(result);
+                    return Ok(ended);
                 }
                 Next::Again(pause) => {
                     self.board.retried();
                     tracing::warn!(job = %key, tried, outcome = result.outcome.name(), "another sandbox is tried");
+                    ended.clean().await;
                     sleep(pause).await;
                 }
             }

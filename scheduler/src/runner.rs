@@ -4,20 +4,20 @@ use std::{future::Future, time::Duration};
 
 use pool::{JobRef, KindStatus, Want};
 use tokio::time::timeout;
-use worker::{Assignment, Cancelled, Company, Discard, ErrorReport, JobResult, Progress, Worker, causes};
+use worker::{Assignment, Cancelled, Company, Discard, Ended, ErrorReport, Progress, Worker, causes};
 
 /// How long a sandbox that is only tried may take.
 const LONGEST_TRIAL: Duration = Duration::from_secs(60);
 
 /// Runs jobs. The real one is a [`Worker`]; tests bring their own.
 pub trait Runner: Send + Sync + 'static {
-    /// Runs one job once, in a sandbox of its own.
+    /// Runs one job once, in a sandbox of its own, which is still to be ended.
     fn work(
         &self,
         job: &Assignment,
         progress: Progress,
         cancelled: Cancelled,
-    ) -> impl Future<Output = JobResult> + Send;
+    ) -> impl Future<Output = Ended> + Send;
 
     /// Makes a sandbox and ends it, to see whether that can be done.
     fn try_one(&self, want: &Want) -> impl Future<Output = Result<(), ErrorReport>> + Send;
@@ -30,9 +30,9 @@ pub trait Runner: Send + Sync + 'static {
 }
 
 impl Runner for Worker {
-    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> JobResult {
+    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> Ended {
         let company = Company { progress, ..Company::default() };
-        Self::work(self, job, company, &mut Discard, cancelled).await
+        self.run(job, company, &mut Discard, cancelled).await
     }
 
     async fn try_one(&self, want: &Want) -> Result<(), ErrorReport> {

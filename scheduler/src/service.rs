@@ -8,7 +8,7 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use pool::{KindStatus, Tier, Want};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
-use worker::{Assignment, Cancelled, Company, Discard, ErrorReport, JobResult, Progress, Worker, causes};
+use worker::{Assignment, Cancelled, Company, Discard, Ended, ErrorReport, Progress, Worker, causes};
 
 use crate::{
     artifacts::ArtifactStore,
@@ -45,7 +45,7 @@ pub struct Shown {
 }
 
 impl Runner for Shown {
-    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> JobResult {
+    async fn work(&self, job: &Assignment, progress: Progress, cancelled: Cancelled) -> Ended {
         let key = JobKey::new(job.tenant.as_str(), job.id.as_str());
         let live = self.store.live_output(&key, job.attempt);
         let company = Company {
@@ -55,20 +55,23 @@ impl Runner for Shown {
             ..Company::default()
         };
         let Some(artifacts) = self.artifacts.as_ref().filter(|_| !job.artifacts.is_empty()) else {
-            return self.worker.work(job, company, &mut Discard, cancelled).await;
+            return self.worker.run(job, company, &mut Discard, cancelled).await;
         };
         match artifacts.of_job(&key, job.attempt) {
             Ok(mut kept) => {
-                let mut result = self.worker.work(job, company, &mut kept, cancelled).await;
+                let mut ended = self.worker.run(job, company, &mut kept, cancelled).await;
                 if let Err(error) = kept.seal().await {
-                    result.notes.push(format!("the artifacts could not be kept: {}", causes(&error)));
+                    ended
+                        .result_mut()
+                        .notes
+                        .push(format!("the artifacts could not be kept: {}", causes(&error)));
                 }
-                result
+                ended
             }
             Err(error) => {
-                let mut result = self.worker.work(job, company, &mut Discard, cancelled).await;
-                result.notes.push(format!("the artifacts could not be kept: {}", causes(&error)));
-                result
+                let mut ended = self.worker.run(job, company, &mut Discard, cancelled).await;
+                ended.result_mut().notes.push(format!("the artifacts could not be kept: {}", causes(&error)));
+                ended
             }
         }
     }
@@ -98,7 +101,8 @@ impl<Q: Queue> Service<Q> {
         slots: usize,
     ) -> Self {
         let shown = Shown { worker, store: store.clone(), artifacts };
-        Self { engine: Arc::new(Dispatcher::new(queue, store, shown, policies, slots).that_rests()) }
+        let engine = Dispatcher::new(queue, store, shown, policies, slots).that_rests().that_tells_first();
+        Self { engine: Arc::new(engine) }
     }
 
     /// Runs until the queue ends, until `stop` says so, or until it cannot go on. When it returns no job runs.

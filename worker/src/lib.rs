@@ -33,4 +33,4 @@ pub use result::{
 };
 pub use traffic::printable;
 pub use units::Size;
-pub use worker::{Company, Settings, Worker};
+pub use worker::{Company, Ended, Remains, Settings, Worker};

@@ -130,7 +130,7 @@ pub struct Phases {
     pub run_us: u64,
     /// Getting artifacts out.
     pub collect_us: u64,
-    /// Ending the sandbox.
+    /// Ending the sandbox; 0 where the result was told before that.
     pub clean_us: u64,
 }
 

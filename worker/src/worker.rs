@@ -6,7 +6,7 @@
 use std::{fmt, time::Duration};
 
 use images::ImageConfig;
-use pool::{Lease, Pool};
+use pool::{Dirty, GenerationId, Pool};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -78,14 +78,25 @@ impl Worker {
         Self { pool, settings }
     }
 
-    /// Carries out one job, once, in a sandbox of its own.
+    /// Carries out one job, once, in a sandbox of its own, and ends that.
     pub async fn work(
         &self,
         job: &Assignment,
         company: Company,
         artifacts: &mut impl ArtifactSink,
-        mut cancelled: Cancelled,
+        cancelled: Cancelled,
     ) -> JobResult {
+        self.run(job, company, artifacts, cancelled).await.clean().await
+    }
+
+    /// The same up to the job's end. Its sandbox is still to be ended.
+    pub async fn run(
+        &self,
+        job: &Assignment,
+        company: Company,
+        artifacts: &mut impl ArtifactSink,
+        mut cancelled: Cancelled,
+    ) -> Ended {
         let mut report = Report::new(job);
         let progress = company.progress.clone();
 
@@ -95,7 +106,7 @@ impl Worker {
             biased;
             _ = cancelled.beyond(Urgency::None) => {
                 report.cancelled();
-                return report.done();
+                return Ended::without_sandbox(report.done());
             }
             checkout = self.pool.checkout(&job.want, job.reference()) => checkout,
         };
@@ -104,18 +115,20 @@ impl Worker {
             Ok(lease) => lease,
             Err(error) => {
                 report.no_sandbox(&error);
-                return report.done();
+                return Ended::without_sandbox(report.done());
             }
         };
         report.sandbox(&lease);
+        let generation = lease.generation();
 
         let config = lease.image().config.clone();
         let story = Story { job, config: &config, settings: &self.settings };
         story.tell(&mut lease, company, artifacts, cancelled, &mut report).await;
 
-        progress.enter(Phase::Clean);
-        give_back(lease, &mut report).await;
-        report.done()
+        Ended {
+            result: report.done(),
+            remains: Some(Remains { dirty: lease.into_dirty(), generation, progress }),
+        }
     }
 
     /// Where the sandboxes come from.
@@ -195,19 +208,71 @@ impl Story<'_> {
     }
 }
 
-/// Ends the sandbox. That may fail; the job's outcome stays what it is.
-async fn give_back(lease: Lease, report: &mut Report<'_>) {
-    let clock = Instant::now();
-    let generation = lease.generation();
-    let trouble = match timeout(GIVE_BACK, lease.destroy()).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("it was not gone after {GIVE_BACK:?}")),
-    };
-    report.phases().clean_us = micros(clock);
-    if let Some(trouble) = trouble {
+/// A job that is over. Dropped, its sandbox is ended all the same, and nobody hears how that went.
+#[must_use = "its sandbox is still to be ended"]
+#[derive(Debug)]
+pub struct Ended {
+    result: JobResult,
+    remains: Option<Remains>,
+}
+
+/// A sandbox that is still to be ended.
+#[must_use = "dropping it ends the sandbox without waiting for that"]
+#[derive(Debug)]
+pub struct Remains {
+    dirty: Dirty,
+    generation: GenerationId,
+    progress: Progress,
+}
+
+impl Ended {
+    /// A job that had no sandbox, or has none any more.
+    pub fn without_sandbox(result: JobResult) -> Self {
+        Self { result, remains: None }
+    }
+
+    /// How the job ended.
+    #[must_use]
+    pub fn result(&self) -> &JobResult {
+        &self.result
+    }
+
+    /// The same, to be added to.
+    pub fn result_mut(&mut self) -> &mut JobResult {
+        &mut self.result
+    }
+
+    /// The result, which does not say how the sandbox ends; and the sandbox.
+    #[must_use]
+    pub fn apart(self) -> (JobResult, Option<Remains>) {
+        (self.result, self.remains)
+    }
+
+    /// Ends the sandbox, and says in the result how that went. The job's outcome stays what it is.
+    pub async fn clean(self) -> JobResult {
+        let Self { mut result, remains } = self;
+        if let Some(remains) = remains {
+            let clock = Instant::now();
+            let trouble = remains.clean().await.err();
+            result.phases.clean_us = micros(clock);
+            result.notes.extend(trouble.map(|trouble| format!("the sandbox could not be ended: {trouble}")));
+        }
+        result
+    }
+}
+
+impl Remains {
+    /// Ends the sandbox, or says why it is not gone. The log has it then.
+    pub async fn clean(self) -> Result<(), String> {
+        let Self { dirty, generation, progress } = self;
+        progress.enter(Phase::Clean);
+        let trouble = match timeout(GIVE_BACK, dirty.destroy()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it was not gone after {GIVE_BACK:?}"),
+        };
         tracing::error!(%generation, %trouble, "a sandbox could not be ended");
-        report.note(format!("the sandbox could not be ended: {trouble}"));
+        Err(trouble)
     }
 }
 

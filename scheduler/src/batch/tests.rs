@@ -8,7 +8,7 @@ use std::{
 
 use pool::{KindStatus, Tier, Want};
 use tempfile::TempDir;
-use worker::{Assignment, Cancelled, ErrorReport, JobResult, Outcome, Progress};
+use worker::{Assignment, Cancelled, Ended, ErrorReport, JobResult, Outcome, Progress};
 
 use super::*;
 use crate::{
@@ -232,7 +232,7 @@ impl Scripted {
 }
 
 impl Runner for Scripted {
-    async fn work(&self, job: &Assignment, _: Progress, mut cancelled: Cancelled) -> JobResult {
+    async fn work(&self, job: &Assignment, _: Progress, mut cancelled: Cancelled) -> Ended {
         let tried = {
             let mut tries = self.tries.lock().unwrap();
             let tried = tries.entry(job.id.clone()).or_default();
@@ -249,7 +249,7 @@ impl Runner for Scripted {
             JobResult::never_started(&job.id, &job.tenant, outcome, ErrorReport::new("scripted", "", ""));
         result.attempt = job.attempt;
         result.phases.run_us = u64::from(outcome != Outcome::InfraError);
-        result
+        Ended::without_sandbox(result)
     }
 
     async fn try_one(&self, _: &Want) -> Result<(), ErrorReport> {
