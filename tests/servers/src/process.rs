@@ -10,12 +10,13 @@ use std::{
 
 use crate::scratch::Scratch;
 
-/// Starts the server in a process group of its own, says its pid, and waits for a line or the end of stdin. Then: TERM,
-/// five seconds, KILL. The scratch directory goes too, unless the line says otherwise.
+/// Starts the server in a process group of its own, says its pid once there is that group (a signal to it would go nowhere
+/// before), and waits for a line or the end of stdin. Then: TERM, five seconds, KILL. The scratch directory goes too, unless the line says otherwise.
 const KEEPER: &str = r#"
 scratch=$1; shift
 setsid "$@" </dev/null >&2 &
 server=$!
+while kill -0 "$server" 2>/dev/null && ! kill -0 -- "-$server" 2>/dev/null; do :; done
 echo "$server"
 exec >/dev/null
 read -r word
