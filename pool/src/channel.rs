@@ -197,6 +197,7 @@ impl Channel {
             }
             ToHost::Reset | ToHost::PutDone(_) => drop(self.sending.remove(&stream)),
             ToHost::Ready(_)
+            | ToHost::Resumed(_)
             | ToHost::Fault(_)
             | ToHost::Exit(_)
             | ToHost::Entry(_)

@@ -88,7 +88,7 @@ impl Peer {
 }
 
 pub(crate) fn exit(ending: Ending) -> ToHost {
-    ToHost::Exit(Exit { ending, user_us: 1, system_us: 2, max_rss_kib: 3, stragglers: 0 })
+    ToHost::Exit(Exit { ending, user_us: 1, system_us: 2, max_rss_kib: 3, stragglers: 0, memory: None })
 }
 
 /// A sandbox without a kernel behind it.

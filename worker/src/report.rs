@@ -110,7 +110,10 @@ impl<'a> Report<'a> {
     }
 
     /// The command has ended, or its sandbox has.
-    pub(crate) fn ended(&mut self, ended: Ended, usage: &Usage) {
+    ///
+    /// `blind`: the host cannot look into the sandbox, so the guest's word is taken for what nothing else can tell.
+    pub(crate) fn ended(&mut self, ended: Ended, usage: &Usage, blind: bool) {
+        let memory = ended.exit.as_ref().and_then(|exit| exit.memory).filter(|_| blind);
         let facts = Facts {
             command: &self.job.command,
             limits: &self.job.want.limits,
@@ -120,6 +123,7 @@ impl<'a> Report<'a> {
             exit: ended.exit.as_ref(),
             lost: ended.lost.as_ref(),
             usage,
+            memory: memory.as_ref(),
         };
         let verdict = facts.verdict();
         let result = &mut self.result;
@@ -131,8 +135,8 @@ impl<'a> Report<'a> {
         let guest = ended.exit.as_ref();
         result.usage = Some(UsageReport {
             cpu_us: usage.cpu.as_micros() as u64,
-            peak_memory_bytes: usage.peak_memory,
-            oom_kills: usage.oom_kills,
+            peak_memory_bytes: memory.map_or(usage.peak_memory, |memory| memory.peak),
+            oom_kills: usage.oom_kills.saturating_add(memory.map_or(0, |memory| memory.oom_kills)),
             user_us: guest.map_or(0, |exit| exit.user_us),
             system_us: guest.map_or(0, |exit| exit.system_us),
             max_rss_bytes: guest.map_or(0, |exit| exit.max_rss_kib.saturating_mul(1024)),

@@ -3,7 +3,7 @@
 //! The host's own observations come first, so that no word of a sandbox can turn a timeout, an output limit, a
 //! cancellation or an out-of-memory kill into something else.
 
-use agent::message::{Ending, Exit, NotStarted};
+use agent::message::{Ending, Exit, Memory, NotStarted};
 use bytesize::ByteSize;
 use pool::{Limits, Usage};
 
@@ -23,6 +23,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) exit: Option<&'a Exit>,
     pub(crate) lost: Option<&'a Lost>,
     pub(crate) usage: &'a Usage,
+    /// What a machine's own kernel counted, where the host cannot look.
+    pub(crate) memory: Option<&'a Memory>,
 }
 
 /// How the job ended, on whose word, and what is to be said about it.
@@ -61,7 +63,12 @@ impl Facts<'_> {
         // A command that outlived the kill of a child and ends well has succeeded. A sandbox that was lost after
         // such a kill is charged to the job, or memory bombs would be repeated on one sandbox after the other.
         if self.usage.oom_kills > 0 && ending != Some(Ending::Code(0)) {
-            return host(Outcome::OutOfMemory, self.out_of_memory());
+            return host(Outcome::OutOfMemory, self.out_of_memory(self.usage.oom_kills));
+        }
+        // The guest's word, and marked so: it is charged to the job and never tried again, so that a lie gains nothing.
+        let guests_kills = self.memory.map_or(0, |memory| memory.oom_kills);
+        if guests_kills > 0 && self.lost.is_none() && ending != Some(Ending::Code(0)) {
+            return guest(Outcome::OutOfMemory, Some(self.out_of_memory(guests_kills)));
         }
         match (self.lost, ending) {
             (Some(lost), _) => host(Outcome::SandboxLost, sandbox_lost(lost)),
@@ -90,13 +97,13 @@ impl Facts<'_> {
         )
     }
 
-    fn out_of_memory(&self) -> ErrorReport {
+    fn out_of_memory(&self, kills: u64) -> ErrorReport {
         ErrorReport::new(
             "the job was killed for memory",
             format!(
                 "it reached its limit of {}, files in the sandbox included; the kernel killed {} of its processes",
                 ByteSize(self.limits.memory),
-                self.usage.oom_kills
+                kills
             ),
             "raise the limit (limits.memory, or --memory), or let it hold less",
         )
@@ -161,8 +168,14 @@ mod tests {
         lost: bool,
         oom_kills: u64,
     ) -> (Outcome, ObservedBy) {
-        let exit =
-            ending.map(|ending| Exit { ending, user_us: 0, system_us: 0, max_rss_kib: 0, stragglers: 0 });
+        let exit = ending.map(|ending| Exit {
+            ending,
+            user_us: 0,
+            system_us: 0,
+            max_rss_kib: 0,
+            stragglers: 0,
+            memory: None,
+        });
         let lost = lost.then_some(Lost::Channel(ChannelError::Closed));
         let facts = Facts {
             command: &["tool".to_owned()],
@@ -173,6 +186,7 @@ mod tests {
             exit: exit.as_ref(),
             lost: lost.as_ref(),
             usage: &Usage { oom_kills, ..Usage::default() },
+            memory: None,
         };
         let verdict = facts.verdict();
         assert_eq!(
@@ -222,6 +236,7 @@ mod tests {
                 system_us: 0,
                 max_rss_kib: 0,
                 stragglers: 0,
+                memory: None,
             };
             let facts = Facts {
                 command: &["to\x1bol".to_owned()],
@@ -232,10 +247,36 @@ mod tests {
                 exit: Some(&exit),
                 lost: None,
                 usage: &Usage::default(),
+                memory: None,
             };
             let verdict = facts.verdict();
             assert_eq!((verdict.outcome, verdict.exit_code), (Outcome::Failed, Some(code)));
             assert_eq!(verdict.error.unwrap().what, "cannot start to\\x1bol");
         }
+    }
+
+    #[test]
+    fn what_a_machines_own_kernel_counted_is_the_guests_word() {
+        let memory = Memory { oom_kills: 1, peak: 0 };
+        let verdict = |ending, lost: Option<&Lost>| {
+            let exit = Exit { ending, user_us: 0, system_us: 0, max_rss_kib: 0, stragglers: 0, memory: None };
+            let facts = Facts {
+                command: &["tool".to_owned()],
+                limits: &Limits::default(),
+                timeout: std::time::Duration::from_secs(1),
+                output_limit: 1,
+                stop: None,
+                exit: Some(&exit),
+                lost,
+                usage: &Usage::default(),
+                memory: Some(&memory),
+            };
+            let verdict = facts.verdict();
+            (verdict.outcome, verdict.observed_by)
+        };
+        assert_eq!(verdict(Ending::Signal(9), None), (Outcome::OutOfMemory, ObservedBy::Guest));
+        assert_eq!(verdict(Ending::Code(0), None), (Outcome::Succeeded, ObservedBy::Guest));
+        let lost = Lost::Channel(ChannelError::Closed);
+        assert_eq!(verdict(Ending::Signal(9), Some(&lost)), (Outcome::SandboxLost, ObservedBy::Host));
     }
 }

@@ -191,7 +191,7 @@ impl Story<'_> {
         }
         let may_be_asked = ended.may_be_asked();
         report.phases().run_us = micros(clock);
-        report.ended(ended, &sandbox.usage());
+        report.ended(ended, &sandbox.usage(), sandbox.survivors().is_none());
 
         if self.job.artifacts.is_empty() {
             return;

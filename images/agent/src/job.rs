@@ -48,16 +48,7 @@ impl Job {
             stdout: Outlet::new(stream + 1, process.stdout),
             stderr: Outlet::new(stream + 2, process.stderr),
         };
-        let orders = Frame { stream, message: ToAgent::Run(run) }.encode()?;
-        let mut rest = orders.as_slice();
-        while !rest.is_empty() {
-            // Blocks while more than a pipe holds is read by our own code, which does nothing else.
-            match write(&process.orders, rest) {
-                Ok(len) => rest = &rest[len..],
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno).at("hand the job its orders"),
-            }
-        }
+        give_orders(&process.orders, stream, run)?;
         let job = Self {
             leader: process.pid,
             reach: Reach::over(process.pid),
@@ -67,6 +58,12 @@ impl Job {
             stragglers: 0,
         };
         Ok((job, streams))
+    }
+
+    /// The same with nobody to tell: gives the process and where its output comes from.
+    pub(crate) fn rehearse(process: ArmedProcess, run: Run) -> Result<(Pid, OwnedFd), Failure> {
+        give_orders(&process.orders, 0, run)?;
+        Ok((process.pid, process.stdout))
     }
 
     /// Signals all processes of the job. After its end there are none, and the leader's number may be another's.
@@ -135,8 +132,23 @@ impl Job {
             system_us: self.usage.system.as_micros() as u64,
             max_rss_kib: self.usage.max_rss_kib,
             stragglers: self.stragglers,
+            memory: None,
         })
     }
+}
+
+fn give_orders(pipe: &OwnedFd, stream: StreamId, run: Run) -> Result<(), Failure> {
+    let orders = Frame { stream, message: ToAgent::Run(run) }.encode()?;
+    let mut rest = orders.as_slice();
+    while !rest.is_empty() {
+        // Blocks while more than a pipe holds is read by our own code, which does nothing else.
+        match write(pipe, rest) {
+            Ok(len) => rest = &rest[len..],
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).at("hand the job its orders"),
+        }
+    }
+    Ok(())
 }
 
 /// Reaps what ended while no job runs: the first process of a namespace is everybody's parent in the end.

@@ -5,8 +5,10 @@
 //!
 //! - [`codec`]: bytes to frames and back, without input or output of its own.
 //! - [`message`]: what the frames say, one enum for each direction.
+//! - [`layout`]: what every sandbox's root has beside the image.
 //! - [`flow`]: credit, so that a flood stops at the sandbox and not in the host's memory.
 
 pub mod codec;
 pub mod flow;
+pub mod layout;
 pub mod message;

@@ -7,15 +7,17 @@
 //! `Hello`, `Ready`, `Fault`, `Signal` and `Exit` speak of the whole sandbox, on stream 0: there is one `Run`.
 //! Several would each answer on the stream that they were given.
 //!
-//! Kinds `0x04` and `0x05` are kept for Resume and Resumed (after a snapshot restore), `0x40` to `0x4f` for
-//! tunnels. Structured payloads are postcard; `Data` is the bytes themselves.
+//! In a virtual machine [`ToAgent::Resume`] → [`ToHost::Resumed`] comes before `Hello`, once in each life, and
+//! [`ToAgent::Bound`] may come right behind `Ready`.
+//!
+//! Kinds `0x40` to `0x4f` are kept for tunnels. Structured payloads are postcard; `Data` is the bytes themselves.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message};
 
 /// The version of this protocol. Host and agent are built together, so the two must be equal.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The path of the agent inside every image.
 pub const AGENT_PATH: &str = "/.mayfly/agent";
@@ -28,6 +30,10 @@ pub type Nonce = [u8; 32];
 pub enum ToAgent {
     /// First frame: who speaks, and how the job's process is to be armed.
     Hello(Hello),
+    /// This machine's life begins here, whatever its memory says: be somebody new.
+    Resume(Resume),
+    /// Tighten the limits of the job, which has not begun.
+    Bound(Bounds),
     /// Let the armed process become the job. Its header's stream is the job's stdin.
     Run(Run),
     /// Send a signal to the job.
@@ -51,6 +57,8 @@ pub enum ToAgent {
 pub enum ToHost {
     /// Answer to `Hello`: the job's process is armed and waits.
     Ready(Ready),
+    /// Answer to `Resume`: nothing of the former life can be told from this one any more.
+    Resumed(Resumed),
     /// The agent cannot go on. The sandbox is lost.
     Fault(Fault),
     /// The job ended. All its processes are gone, but its output may still be on the way.
@@ -86,6 +94,49 @@ pub struct Hello {
     pub identity: Option<Identity>,
     /// Whether the job may write to the root filesystem (a throw-away overlay).
     pub writable_root: bool,
+}
+
+/// What makes one life of a virtual machine different from all others that begin in the same memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// To be echoed in [`Resumed`].
+    pub nonce: Nonce,
+    /// Fresh random bytes of the host's, for the kernel's generator.
+    pub entropy: [u8; 32],
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// The machine's name.
+    pub hostname: String,
+    /// What `/etc/machine-id` says, where the image has one: 32 hexadecimal digits.
+    pub machine_id: String,
+    /// What `/proc/sys/kernel/random/boot_id` says: a UUID.
+    pub boot_id: String,
+    /// What the job may use, counted by the machine's own kernel.
+    pub bounds: Bounds,
+}
+
+/// The machine is somebody new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The host's nonce.
+    pub nonce: Nonce,
+    /// The boot id as any program of the machine now reads it.
+    pub boot_id: String,
+    /// The machine's clock when this was written, in nanoseconds since 1970.
+    pub time: u64,
+}
+
+/// Limits that the kernel of a virtual machine counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Memory of the job's processes and files together, in bytes.
+    pub memory: u64,
+    /// Processes and threads of the job.
+    pub pids: u32,
+    /// Size of the throw-away disk, in bytes.
+    pub disk: u64,
+    /// Files and directories on it.
+    pub inodes: u64,
 }
 
 /// User ids inside the sandbox.
@@ -293,6 +344,17 @@ pub struct Exit {
     pub max_rss_kib: u64,
     /// Processes that outlived the first one and were killed.
     pub stragglers: u32,
+    /// What the kernel counted, where the host cannot look for itself: in a virtual machine.
+    pub memory: Option<Memory>,
+}
+
+/// What the kernel of a virtual machine says of the job's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Processes that it killed for memory.
+    pub oom_kills: u64,
+    /// The largest memory of all the job's processes and files together, in bytes.
+    pub peak: u64,
 }
 
 /// How a job's first process ended.
@@ -362,6 +424,8 @@ macro_rules! wire {
 
 wire!(ToAgent {
     0x01 => Hello(postcard),
+    0x04 => Resume(postcard),
+    0x06 => Bound(postcard),
     0x10 => Run(postcard),
     0x11 => Signal(postcard),
     0x20 => Data(bytes),
@@ -375,6 +439,7 @@ wire!(ToAgent {
 wire!(ToHost {
     0x02 => Ready(postcard),
     0x03 => Fault(postcard),
+    0x05 => Resumed(postcard),
     0x12 => Exit(postcard),
     0x20 => Data(bytes),
     0x21 => Credit(postcard),

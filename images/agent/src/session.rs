@@ -5,26 +5,26 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::{fs, io};
 
 use agent::codec::{FIRST_AGENT_STREAM, Frame, StreamId};
-use agent::message::{Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
+use agent::message::{Bounds, Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
 use nix::sys::prctl;
 use nix::sys::signal::{self, SigHandler, SigSet};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::utsname::uname;
 
-use crate::arm::{self, ArmedProcess};
+use crate::arm::{self, ArmedProcess, JobCgroups};
 use crate::channel::{Channel, waiting_for};
 use crate::failure::{At, Failure};
 use crate::files::get::Download;
 use crate::files::put::Upload;
 use crate::job::{self, Job};
+use crate::machine::Machine;
 use crate::streams::Stdio;
-use crate::{options, privilege, sys};
+use crate::{privilege, sys};
 
 /// Uploads and downloads that may be open at once.
 const MAX_REQUESTS: usize = 64;
@@ -43,10 +43,27 @@ const STDIN: usize = 3;
 const STDOUT: usize = 4;
 const STDERR: usize = 5;
 
+/// What the agent finds around itself, whoever made it.
+pub(crate) struct Surroundings {
+    pub(crate) cgroups: JobCgroups,
+    /// Where the agent itself made the sandbox.
+    pub(crate) machine: Option<Machine>,
+}
+
+impl Surroundings {
+    /// A sandbox that was made from outside.
+    pub(crate) fn of_host(cgroups: JobCgroups) -> Self {
+        Self { cgroups, machine: None }
+    }
+}
+
 struct Session {
     channel: Channel,
     children: SignalFd,
     phase: Phase,
+    machine: Option<Machine>,
+    /// In a machine the agent keeps its rights until the first byte of a job, for the job's limits come last.
+    rights: Option<Hello>,
     /// The job's streams, from its start on: its output is still on the way when it ended.
     stdio: Option<Stdio>,
     uploads: BTreeMap<StreamId, Upload>,
@@ -61,16 +78,18 @@ enum Phase {
 }
 
 /// Serves the host until it is gone. What goes wrong on the way is told to it first.
-pub(crate) fn serve(args: impl Iterator<Item = OsString>) -> Failure {
+pub(crate) fn serve(find: impl FnOnce() -> Result<Surroundings, Failure>) -> Failure {
     let mut channel = match Channel::on_standard_descriptors() {
         Ok(channel) => channel,
         Err(failure) => return failure,
     };
-    let mut session = match greet(&mut channel, args) {
-        Ok((children, process)) => Session {
+    let mut session = match greet(&mut channel, find) {
+        Ok(Greeted { children, process, machine, rights }) => Session {
             channel,
             children,
             phase: Phase::Armed(process),
+            machine,
+            rights,
             stdio: None,
             uploads: BTreeMap::new(),
             downloads: VecDeque::new(),
@@ -94,31 +113,42 @@ fn tell(channel: &mut Channel, failure: Failure) -> Failure {
     Failure::Reported(fault)
 }
 
+/// What a conversation begins with.
+struct Greeted {
+    children: SignalFd,
+    process: ArmedProcess,
+    machine: Option<Machine>,
+    rights: Option<Hello>,
+}
+
 /// From `Hello` to `Ready`: two processes, each with no more privilege than it needs.
 fn greet(
     channel: &mut Channel,
-    args: impl Iterator<Item = OsString>,
-) -> Result<(SignalFd, ArmedProcess), Failure> {
+    find: impl FnOnce() -> Result<Surroundings, Failure>,
+) -> Result<Greeted, Failure> {
     privilege::guard_process().at("guard the agent")?;
     for each in [signal::Signal::SIGPIPE, signal::Signal::SIGXFSZ] {
         // An errno says it as well.
         sys::dispose(each, SigHandler::SigIgn).at("ignore a signal")?;
     }
-    let cgroups = options::parse(args)?;
-    let Frame { stream: 0, message: ToAgent::Hello(hello) } = channel.wait_frame()? else {
-        return Err(Failure::OutOfTurn("the first frame is not a Hello on stream 0"));
-    };
+    let Surroundings { cgroups, mut machine } = find()?;
+    let hello = await_hello(channel, machine.as_mut())?;
     if hello.version != VERSION {
         return Err(Failure::Version { host: hello.version });
     }
     // Before the fork, for both processes.
     privilege::clear_groups()?;
+    if machine.is_some() {
+        Machine::rehearse(&hello, &cgroups)?;
+    }
     let children = watch_children()?;
     let process = arm::fork(&hello, &cgroups)?;
     // Nobody needs these again, and nobody shall find them here.
     drop(cgroups);
-    // The agent gives up its own privilege while the child arms itself.
-    confine_agent(&hello)?;
+    if machine.is_none() {
+        // The agent gives up its own privilege while the child arms itself.
+        confine_agent(&hello)?;
+    }
     let job = process.wait_armed()?;
     let ready = Ready {
         version: VERSION,
@@ -128,7 +158,23 @@ fn greet(
         job,
     };
     channel.send(0, ToHost::Ready(ready))?;
-    Ok((children, process))
+    let rights = machine.is_some().then_some(hello);
+    Ok(Greeted { children, process, machine, rights })
+}
+
+/// The host's first word, and before it, in a machine, that this is another life.
+fn await_hello(channel: &mut Channel, mut machine: Option<&mut Machine>) -> Result<Hello, Failure> {
+    loop {
+        match (channel.wait_frame()?, &mut machine) {
+            (Frame { stream: 0, message: ToAgent::Hello(hello) }, _) => return Ok(hello),
+            (Frame { stream: 0, message: ToAgent::Resume(resume) }, Some(machine)) => {
+                let resumed = machine.resume(&resume)?;
+                channel.send(0, ToHost::Resumed(resumed))?;
+                channel.flush()?;
+            }
+            _ => return Err(Failure::OutOfTurn("the first frame is not a Hello on stream 0")),
+        }
+    }
 }
 
 fn watch_children() -> Result<SignalFd, Failure> {
@@ -220,7 +266,8 @@ impl Session {
         while self.children.read_signal().at("read SIGCHLD")?.is_some() {}
         match &mut self.phase {
             Phase::Running(job) => {
-                if let Some(exit) = job.reap()? {
+                if let Some(mut exit) = job.reap()? {
+                    exit.memory = self.machine.as_ref().map(Machine::memory);
                     self.phase = Phase::Ended;
                     self.channel.send(0, ToHost::Exit(exit))?;
                 }
@@ -233,8 +280,16 @@ impl Session {
 
     fn obey(&mut self, frame: Frame<ToAgent>) -> Result<(), Failure> {
         let stream = frame.stream;
+        if let ToAgent::Bound(bounds) = frame.message {
+            return self.bound(&bounds);
+        }
+        if let Some(hello) = self.rights.take() {
+            confine_agent(&hello)?;
+        }
         match frame.message {
             ToAgent::Hello(_) => Err(Failure::OutOfTurn("a second Hello")),
+            ToAgent::Resume(_) => Err(Failure::OutOfTurn("a Resume behind Hello")),
+            ToAgent::Bound(_) => Err(Failure::OutOfTurn("a Bound that was not heard")),
             ToAgent::Run(run) => self.start(stream, run),
             ToAgent::Signal(signal) => {
                 self.signal(signal);
@@ -250,6 +305,13 @@ impl Session {
             ToAgent::Credit(more) => self.grant(stream, more),
             ToAgent::End => self.end(stream),
             ToAgent::Reset => self.reset(stream),
+        }
+    }
+
+    fn bound(&self, bounds: &Bounds) -> Result<(), Failure> {
+        match (&self.machine, &self.rights) {
+            (Some(machine), Some(_)) => machine.bound(bounds),
+            _ => Err(Failure::OutOfTurn("limits behind a job's first byte, or outside of a machine")),
         }
     }
 

@@ -259,3 +259,54 @@ pub(crate) fn landlock_restrict(ruleset: impl AsFd) -> Result<(), Errno> {
     // SAFETY: takes no memory.
     Errno::result(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd, 0) }).map(drop)
 }
+
+/// Loads a kernel module.
+pub(crate) fn load_module(file: impl AsFd) -> Result<(), Errno> {
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the parameters are an empty C string.
+    let done = unsafe { libc::syscall(libc::SYS_finit_module, fd, c"".as_ptr(), 0) };
+    Errno::result(done).map(drop)
+}
+
+/// `struct rand_pool_info` with room for 32 bytes.
+#[repr(C)]
+struct RandPoolInfo {
+    entropy_count: c_int,
+    buf_size: c_int,
+    buf: [u8; 32],
+}
+
+/// From `linux/random.h`: `_IOW('R', 0x03, int[2])` and `_IO('R', 0x07)`.
+const RNDADDENTROPY: c_ulong = 0x4008_5203;
+const RNDRESEEDCRNG: c_ulong = 0x5207;
+
+/// Gives the kernel's random generator bytes that count as random.
+pub(crate) fn add_entropy(device: impl AsFd, bytes: &[u8; 32]) -> Result<(), Errno> {
+    let info = RandPoolInfo { entropy_count: 8 * 32, buf_size: 32, buf: *bytes };
+    // SAFETY: the kernel reads the head and as many bytes as it says, all of which are there.
+    Errno::result(unsafe { libc::ioctl(device.as_fd().as_raw_fd(), RNDADDENTROPY, &raw const info) })
+        .map(drop)
+}
+
+/// Has the kernel's random generator begin anew with what it was given.
+pub(crate) fn reseed(device: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: takes no argument.
+    Errno::result(unsafe { libc::ioctl(device.as_fd().as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
+}
+
+/// Brings up the loopback interface.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: a plain call; the result is checked before it is owned.
+    let raw =
+        Errno::result(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor is new and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    // SAFETY: all zeroes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the request is whole and lives across the call.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+        .map(drop)
+}

@@ -2,22 +2,11 @@
 
 use std::{io, os::fd::OwnedFd};
 
+use agent::layout::{LINKS, NODES};
 use rustix::{
     fs::{CWD, FileType, Mode, makedev, mkdirat, mknodat, symlinkat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags},
 };
-
-/// Name, major and minor number: the nodes that Docker gives every container, without ptmx (see `LINKS`).
-const NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-const LINKS: [(&str, &str); 5] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("ptmx", "pts/ptmx"),
-];
 
 /// Mount points of what each sandbox gets of its own.
 pub(super) const PTS: &str = "pts";

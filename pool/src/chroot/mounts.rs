@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use agent::layout::{MASKED, READ_ONLY, SCRATCH};
 use rustix::{
     fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
@@ -14,28 +15,6 @@ use super::{
     kernel,
     plan::{Failed, Plan, Step},
 };
-
-/// Directories of the throw-away disk: name on it, place in the root, mode, whether the job owns it.
-const SCRATCH: [(&str, &str, u32, bool); 3] =
-    [("tmp", "tmp", 0o1777, false), ("job", "job", 0o755, true), ("shm", "dev/shm", 0o1777, false)];
-
-/// Unreadable in every sandbox: Docker's list (moby `oci/defaults.go`), those of /proc.
-const MASKED: [&str; 11] = [
-    "asound",
-    "acpi",
-    "interrupts",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "timer_list",
-    "timer_stats",
-    "sched_debug",
-    "scsi",
-    "kallsyms",
-];
-
-/// Readable but never writable: Docker's list.
-const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// A directory of the host to mount on.
 pub(crate) fn place(path: &str) -> io::Result<OwnedFd> {

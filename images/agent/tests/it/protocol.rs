@@ -3,8 +3,8 @@
 use agent::codec::{Decoder, Frame, HEADER_LEN, MAX_PAYLOAD, Message};
 use agent::flow::{INITIAL_CREDIT, ReceiveWindow, SendWindow};
 use agent::message::{
-    Armed, Ending, Entry, Exit, Fault, FileError, Get, GetDone, GetLimit, Hello, Identity, NotStarted, Put,
-    Ready, Rlimit, Run, Signal, Skipped, ToAgent, ToHost,
+    Armed, Bounds, Ending, Entry, Exit, Fault, FileError, Get, GetDone, GetLimit, Hello, Identity, Memory,
+    NotStarted, Put, Ready, Resume, Resumed, Rlimit, Run, Signal, Skipped, ToAgent, ToHost,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -39,9 +39,35 @@ fn run() -> impl Strategy<Value = Run> {
         .prop_map(|(argv, env, cwd, rlimits, stdin)| Run { argv, env, cwd, rlimits, stdin })
 }
 
+fn bounds() -> impl Strategy<Value = Bounds> {
+    any::<(u64, u32, u64, u64)>().prop_map(|(memory, pids, disk, inodes)| Bounds {
+        memory,
+        pids,
+        disk,
+        inodes,
+    })
+}
+
+fn resume() -> impl Strategy<Value = Resume> {
+    let names = any::<(String, String, String)>();
+    (any::<[u8; 32]>(), any::<[u8; 32]>(), any::<u64>(), names, bounds()).prop_map(
+        |(nonce, entropy, time, (hostname, machine_id, boot_id), bounds)| Resume {
+            nonce,
+            entropy,
+            time,
+            hostname,
+            machine_id,
+            boot_id,
+            bounds,
+        },
+    )
+}
+
 fn to_agent() -> impl Strategy<Value = ToAgent> {
     prop_oneof![
         hello().prop_map(ToAgent::Hello),
+        resume().prop_map(ToAgent::Resume),
+        bounds().prop_map(ToAgent::Bound),
         run().prop_map(ToAgent::Run),
         select(vec![Signal::Term, Signal::Kill]).prop_map(ToAgent::Signal),
         (bytes(), any::<u32>()).prop_map(|(path, mode)| ToAgent::Put(Put { path, mode })),
@@ -84,15 +110,18 @@ fn to_host() -> impl Strategy<Value = ToHost> {
     prop_oneof![
         ready().prop_map(ToHost::Ready),
         (any::<String>(), any::<i32>()).prop_map(|(step, errno)| ToHost::Fault(Fault { step, errno })),
-        (ending(), any::<(u64, u64, u64, u32)>()).prop_map(
-            |(ending, (user_us, system_us, max_rss_kib, stragglers))| ToHost::Exit(Exit {
+        (ending(), any::<(u64, u64, u64, u32)>(), any::<Option<(u64, u64)>>()).prop_map(
+            |(ending, (user_us, system_us, max_rss_kib, stragglers), memory)| ToHost::Exit(Exit {
                 ending,
                 user_us,
                 system_us,
                 max_rss_kib,
-                stragglers
+                stragglers,
+                memory: memory.map(|(oom_kills, peak)| Memory { oom_kills, peak }),
             })
         ),
+        (any::<[u8; 32]>(), any::<String>(), any::<u64>())
+            .prop_map(|(nonce, boot_id, time)| ToHost::Resumed(Resumed { nonce, boot_id, time })),
         prop::result::maybe_ok(any::<u64>(), file_error()).prop_map(ToHost::PutDone),
         (bytes(), any::<u32>(), any::<u64>()).prop_map(|(path, mode, size)| ToHost::Entry(Entry {
             path,
