@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{ArchiveError, BuildError, DefinitionError, StoreError};
+use crate::{ArchiveError, BuildError, DefinitionError, MachineError, StoreError};
 
 /// A file operation that failed, and on what.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum Error {
     /// A build.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A machine's form.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     /// An export or import.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -63,6 +66,7 @@ impl Error {
             Self::Store(error) => error.hint(),
             Self::Definition(error) => error.hint(),
             Self::Build(error) => error.hint(),
+            Self::Machine(error) => error.hint(),
             Self::Archive(error) => error.hint(),
             Self::Io(_) => None,
         }

@@ -207,7 +207,7 @@ fn tar(path: &Path, root: &Path) -> Result<(), SourceError> {
 }
 
 /// A program on the host's `PATH`.
-fn program(tool: &str, package: &'static str) -> Result<PathBuf, SourceError> {
+pub(crate) fn program(tool: &str, package: &'static str) -> Result<PathBuf, SourceError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let runs =
         |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);

@@ -8,6 +8,7 @@
 //! sha256/HEX/manifest.json, tree
 //! names/NAME             its current digest, and the earlier ones
 //! definitions/HEX        the digest of the image that was built from it
+//! sha256/HEX/forms/, kernels/   what machines take of an image, see `machine.rs`
 //! staging/…              unfinished; whoever can take its lock may remove it
 //! ```
 //!
@@ -229,6 +230,11 @@ impl Store {
             known,
             buildable: built_in.then(|| name.clone()),
         }
+    }
+
+    /// Where kernels are.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
     }
 
     fn image_path(&self, digest: &Digest) -> PathBuf {

@@ -13,6 +13,7 @@ const ETC: &[(&str, &str)] = &[
     ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     ("etc/hostname", "sandbox\n"),
+    ("etc/machine-id", ""),
 ];
 
 const FOLDERS: &[&str] = &["bin", "etc", "root", "usr", "var"];

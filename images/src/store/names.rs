@@ -71,7 +71,7 @@ impl Store {
 
     /// Writes a small file so that it is there whole or not at all, after a power loss too. The store's lock must be held:
     /// what lies in the staging area without a lock of its own is taken for abandoned.
-    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), IoError> {
+    pub(crate) fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), IoError> {
         let mut file = NamedTempFile::new_in(self.root.join("staging")).at("write", path)?;
         file.write_all(bytes).at("write", path)?;
         file.as_file().sync_all().at("write", path)?;

@@ -33,7 +33,7 @@ pub(crate) struct NewImage<'a> {
 
 impl Staging {
     /// The image's directory-to-be.
-    fn image(&self) -> PathBuf {
+    pub(crate) fn image(&self) -> PathBuf {
         self.folder.path().join("image")
     }
 
