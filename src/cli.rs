@@ -8,7 +8,6 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use images::Store;
-use pool::host::Query;
 use worker::{ErrorReport, causes};
 
 use crate::{
@@ -100,9 +99,8 @@ pub(crate) fn main() -> ExitCode {
                     return exit::MAYFLY.into();
                 }
             };
-            let query = Query { data_dir: places.data_dir, docker: node::docker(&config), images };
-            doctor::run(&args, &query, &config, &mut io::stdout().lock())
-                .unwrap_or_else(|error| no_output(&error))
+            let query = node::query(&places, &config, images);
+            doctor::run(&args, &query, &config, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
         }
         Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {
             Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),

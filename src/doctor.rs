@@ -170,7 +170,7 @@ impl<W: Write> Page<'_, W> {
 #[cfg(test)]
 mod tests {
     use pool::host::CgroupMode;
-    use pool::{DockerSettings, Tier};
+    use pool::{DockerSettings, Tier, VmSettings};
 
     use super::*;
 
@@ -214,8 +214,13 @@ mod tests {
 
     #[test]
     fn the_exit_code_says_whether_jobs_can_run() {
-        let docker = DockerSettings::default();
-        let query = Query { data_dir: std::env::temp_dir(), docker, images: Ok(vec![]) };
+        let query = Query {
+            data_dir: std::env::temp_dir(),
+            run_dir: std::env::temp_dir(),
+            docker: DockerSettings::default(),
+            vm: VmSettings::default(),
+            images: Ok(vec![]),
+        };
         let mut out = Vec::new();
         let code = run(&DoctorArgs { json: true }, &query, &Config::default(), &mut out).unwrap();
         let report: serde_json::Value = serde_json::from_slice(&out).unwrap();

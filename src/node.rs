@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pool::{DockerSettings, PoolConfig};
+use pool::{DockerSettings, PoolConfig, host::Query};
 use scheduler::config::{Config, ConfigError};
 use worker::{ErrorReport, causes};
 
@@ -56,12 +56,24 @@ impl Places {
             spawner: PathBuf::from("/proc/self/exe"),
             settings: config.pool.settings(),
             docker: docker(config),
+            vm: config.vm.settings(),
             classes: config.shapes(),
         }
     }
 }
 
+/// What to look at on this node.
+pub(crate) fn query(places: &Places, config: &Config, images: Result<Vec<String>, String>) -> Query {
+    Query {
+        data_dir: places.data_dir.clone(),
+        run_dir: places.run_dir.clone(),
+        docker: docker(config),
+        vm: config.vm.settings(),
+        images,
+    }
+}
+
 /// The docker daemon of this node. `DOCKER_HOST` is what docker's own programs go by.
-pub(crate) fn docker(config: &Config) -> DockerSettings {
+fn docker(config: &Config) -> DockerSettings {
     config.docker.settings(std::env::var("DOCKER_HOST").ok())
 }

@@ -112,9 +112,7 @@ async fn close(service: Arc<Service<AmqpQueue>>) -> Option<(AmqpQueue, Worker)> 
 
 /// The tiers that are wanted and that this host can run. What is left out is said.
 fn offered(config: &Config, places: &Places) -> Result<Vec<Tier>, ErrorReport> {
-    let docker = node::docker(config);
-    let report =
-        host::inspect(&host::Query { data_dir: places.data_dir.clone(), docker, images: Ok(Vec::new()) });
+    let report = host::inspect(&node::query(places, config, Ok(Vec::new())));
     let mut tiers = Vec::new();
     for tier in &config.serve.tiers {
         match report.tiers.iter().find(|report| report.tier == *tier) {

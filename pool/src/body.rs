@@ -2,11 +2,19 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use agent::message::Bounds;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    cgroup::CgroupError, limits::Limits, obituary::Obituary, pool::PoolSlot, sandbox::Sandbox, tier::Tier,
+    cgroup::CgroupError,
+    channel::ChannelError,
+    limits::Limits,
+    obituary::Obituary,
+    pool::PoolSlot,
+    sandbox::Sandbox,
+    tier::Tier,
+    vm::{self, Accelerator},
 };
 
 /// The sandbox as its tier knows it.
@@ -18,6 +26,11 @@ pub(crate) enum Body {
         sandbox: Sandbox,
         /// What results say of the runtime that made it.
         caveat: Option<String>,
+    },
+    Vm {
+        /// QEMU is its one process, in the job's cgroup.
+        sandbox: Sandbox,
+        accelerator: Accelerator,
     },
 }
 
@@ -64,6 +77,9 @@ pub enum NarrowError {
     /// One of the cgroup's.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The word to the agent could not be sent.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
     /// The size of the throw-away disk.
     #[error("cannot change the size of the sandbox's disk")]
     Disk(#[source] std::io::Error),
@@ -78,26 +94,41 @@ impl Body {
             Self::Chroot(_) => Tier::Chroot,
             Self::Nspawn(_) => Tier::Nspawn,
             Self::Docker { .. } => Tier::Docker,
+            Self::Vm { .. } => Tier::Vm,
         }
     }
 
     fn sandbox(&self) -> &Sandbox {
         match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => sandbox,
+            Self::Chroot(sandbox)
+            | Self::Nspawn(sandbox)
+            | Self::Docker { sandbox, .. }
+            | Self::Vm { sandbox, .. } => sandbox,
         }
     }
 
     fn sandbox_mut(&mut self) -> &mut Sandbox {
         match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => sandbox,
+            Self::Chroot(sandbox)
+            | Self::Nspawn(sandbox)
+            | Self::Docker { sandbox, .. }
+            | Self::Vm { sandbox, .. } => sandbox,
         }
     }
 
     /// What is worth knowing of how it was made.
     pub(crate) fn caveat(&self) -> Option<&str> {
         match self {
-            Self::Chroot(_) | Self::Nspawn(_) => None,
+            Self::Chroot(_) | Self::Nspawn(_) | Self::Vm { .. } => None,
             Self::Docker { caveat, .. } => caveat.as_deref(),
+        }
+    }
+
+    /// What runs it, where it is a machine.
+    pub(crate) fn accelerator(&self) -> Option<Accelerator> {
+        match self {
+            Self::Vm { accelerator, .. } => Some(*accelerator),
+            _ => None,
         }
     }
 
@@ -111,9 +142,15 @@ impl Body {
         self.sandbox_mut().hold(slot);
     }
 
-    /// Tightens limits before the job begins.
-    pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<(), NarrowError> {
-        self.sandbox().narrow(from, to)
+    /// Tightens limits before the job begins. What the host cannot reach is in the word to the agent that this gives.
+    pub(crate) fn narrow(&self, from: &Limits, to: &Limits) -> Result<Option<Bounds>, NarrowError> {
+        match self {
+            Self::Vm { sandbox, .. } => {
+                sandbox.cgroup().slow_down(to)?;
+                Ok(Some(vm::bounds_of(to)))
+            }
+            _ => self.sandbox().narrow(from, to).map(|()| None),
+        }
     }
 
     /// Whether its first process lives.
@@ -126,14 +163,19 @@ impl Body {
     }
 
     pub(crate) fn survivors(&self) -> Option<usize> {
-        self.sandbox().survivors()
+        match self {
+            // A kernel of its own: the host cannot look.
+            Self::Vm { .. } => None,
+            _ => self.sandbox().survivors(),
+        }
     }
 
     pub(crate) async fn destroy(self) -> Result<(), DestroyError> {
         match self {
-            Self::Chroot(sandbox) | Self::Nspawn(sandbox) | Self::Docker { sandbox, .. } => {
-                sandbox.destroy().await
-            }
+            Self::Chroot(sandbox)
+            | Self::Nspawn(sandbox)
+            | Self::Docker { sandbox, .. }
+            | Self::Vm { sandbox, .. } => sandbox.destroy().await,
         }
     }
 }

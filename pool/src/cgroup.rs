@@ -216,6 +216,14 @@ impl Cgroup {
         }
     }
 
+    /// Sets the share of the CPUs anew.
+    pub(crate) fn slow_down(&self, limits: &Limits) -> Result<(), CgroupError> {
+        match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.limit_cpu(&self.name, limits),
+            Hierarchy::V2(v2) => v2.limit_cpu(&self.name, limits),
+        }
+    }
+
     /// How the agent enters its cgroup.
     pub(crate) fn agent_entry(&self) -> Result<Entry, CgroupError> {
         self.entry(&self.agent())
@@ -224,6 +232,14 @@ impl Cgroup {
     /// How the job's process enters its cgroup.
     pub(crate) fn job_entry(&self) -> Result<Entry, CgroupError> {
         self.entry(&self.job())
+    }
+
+    /// The same for a process that has devices of its own, such as `/dev/kvm`. Only v1 asks for those by cgroup.
+    pub(crate) fn job_entry_but_devices(&self) -> Result<Entry, CgroupError> {
+        match &self.hierarchy {
+            Hierarchy::V1(v1) => v1.tasks_but_devices(&self.job()).map(Entry::Tasks),
+            Hierarchy::V2(_) => self.job_entry(),
+        }
     }
 
     fn entry(&self, cgroup: &Path) -> Result<Entry, CgroupError> {

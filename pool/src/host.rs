@@ -12,6 +12,7 @@ mod nspawn;
 mod rehearsal;
 mod syscalls;
 mod tiers;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub use tiers::TierReport;
 
 use facts::Facts;
 
-use crate::docker::Docker as DockerSettings;
+use crate::{docker::Docker as DockerSettings, vm::Vm as VmSettings};
 
 /// The host ids that sandboxes are given: clear of what systemd-nspawn picks (up to `0x6FFF_FFFF`) and of the
 /// container ids that distributions hand out in `/etc/subuid`.
@@ -98,8 +99,12 @@ impl HostReport {
 pub struct Query {
     /// Where images are kept. Need not exist yet: its nearest existing parent is looked at.
     pub data_dir: PathBuf,
+    /// What the processes of this boot know of the host.
+    pub run_dir: PathBuf,
     /// Where the docker daemon is looked for.
     pub docker: DockerSettings,
+    /// What is wanted of virtual machines.
+    pub vm: VmSettings,
     /// The images in the store, as `name@digest`, where the caller could list them.
     pub images: Result<Vec<String>, String>,
 }
@@ -116,6 +121,7 @@ pub fn inspect(query: &Query) -> HostReport {
     findings.extend(cgroups.findings);
     findings.push(nspawn::look(&facts, cgroups.mode));
     findings.push(docker::look(&query.docker));
+    findings.extend(vm::look(&query.vm, &query.run_dir));
     findings.extend(kernel::hygiene(&facts));
     findings.push(images(query));
     HostReport {
@@ -150,6 +156,16 @@ fn existing_part_of(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
+    fn query(data_dir: PathBuf) -> Query {
+        Query {
+            data_dir,
+            run_dir: "/nowhere".into(),
+            docker: DockerSettings::default(),
+            vm: VmSettings::default(),
+            images: Ok(vec![]),
+        }
+    }
+
     #[test]
     fn a_data_directory_that_is_not_there_yet_is_judged_by_its_parent() {
         let dir = tempfile::tempdir().unwrap();
@@ -159,8 +175,7 @@ mod tests {
 
     #[test]
     fn a_host_without_images_is_told_how_to_build_one() {
-        let none =
-            Query { data_dir: "/nowhere".into(), docker: DockerSettings::default(), images: Ok(vec![]) };
+        let none = query("/nowhere".into());
         assert_eq!(images(&none).state, State::Degraded);
         assert!(images(&none).fix.unwrap().contains("image build"));
         let some = Query { images: Ok(vec!["base@sha256:1".into()]), ..none };
@@ -170,8 +185,7 @@ mod tests {
     #[test]
     fn looking_twice_leaves_mounts_and_cgroups_as_they_were() {
         let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let docker = DockerSettings::default();
-        let query = Query { data_dir: std::env::temp_dir(), docker, images: Ok(vec![]) };
+        let query = query(std::env::temp_dir());
         let before = mounts();
         let first = inspect(&query);
         let second = inspect(&query);

@@ -40,7 +40,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use agent::message::Ready;
+use agent::message::{Ready, ToAgent};
 use images::Image;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,7 @@ use crate::{
     obituary::Obituary,
     pool::PoolSlot,
     tier::Tier,
+    vm::Accelerator,
 };
 
 /// Where a checked-out sandbox came from.
@@ -202,7 +203,10 @@ impl Lease {
     /// Tightens the limits of the sandbox's class to the job's own.
     pub(crate) fn narrow(&mut self, limits: &Limits) -> Result<(), NarrowError> {
         if self.life.limits != *limits {
-            self.life.body.narrow(&self.life.limits, limits)?;
+            if let Some(bounds) = self.life.body.narrow(&self.life.limits, limits)? {
+                // Ahead of the job's first byte, and on the way with it.
+                self.life.channel.send(0, ToAgent::Bound(bounds))?;
+            }
             self.life.limits = *limits;
         }
         Ok(())
@@ -212,6 +216,12 @@ impl Lease {
     #[must_use]
     pub fn caveat(&self) -> Option<&str> {
         self.life.body.caveat()
+    }
+
+    /// What runs the sandbox, where it is a virtual machine.
+    #[must_use]
+    pub fn accelerator(&self) -> Option<Accelerator> {
+        self.life.body.accelerator()
     }
 
     /// How long it took to make the sandbox.

@@ -30,6 +30,7 @@ mod sizing;
 mod tier;
 mod turns;
 mod uids;
+mod vm;
 mod watch;
 mod workshop;
 
@@ -46,4 +47,5 @@ pub use nspawn::{Installed as InstalledNspawn, NotInstalled as NoNspawn};
 pub use pool::{CheckoutError, KindStatus, OpenError, Pool, PoolConfig, Want, reap};
 pub use reaper::Leftover;
 pub use tier::{Tier, UnknownTier};
+pub use vm::{Accel, Accelerator, Kernel as VmKernel, Vm as VmSettings, VmError};
 pub use workshop::{MakeError, OpenError as WorkshopOpenError};

@@ -18,7 +18,7 @@ mod command;
 mod install;
 mod launch;
 mod leader;
-mod notice;
+pub(crate) mod notice;
 
 use std::{
     io::{self, PipeReader},

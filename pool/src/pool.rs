@@ -29,6 +29,7 @@ use crate::{
     reaper::{Ground, Leftover},
     shapes::{Shape, Shapes},
     tier::Tier,
+    vm::{self, Vm as VmSettings},
     workshop::{self, MakeError, Workshop},
 };
 
@@ -46,6 +47,8 @@ pub struct PoolConfig {
     pub settings: Settings,
     /// Which docker daemon makes containers, if any are wanted.
     pub docker: DockerSettings,
+    /// How virtual machines are made, if any are wanted.
+    pub vm: VmSettings,
     /// The classes of limits of which sandboxes are made ahead. None: each set of limits that is asked for is one.
     pub classes: Vec<Limits>,
 }
@@ -208,6 +211,7 @@ impl Pool {
                 &config.run_dir,
                 &config.data_dir,
             ),
+            vm: vm::Tier::new(Arc::clone(&workshop), images.clone(), config.vm.clone(), &config.run_dir),
             workshop,
             ledger: Arc::clone(&ledger),
         });
@@ -295,8 +299,8 @@ impl Pool {
         let _ = reaper.await;
         keeper.close().await;
         let fleet = tiers.docker.fleet();
-        if let Some(Tiers { workshop, chroot, nspawn, docker, .. }) = Arc::into_inner(tiers) {
-            drop((chroot, nspawn, docker));
+        if let Some(Tiers { workshop, chroot, nspawn, docker, vm, .. }) = Arc::into_inner(tiers) {
+            drop((chroot, nspawn, docker, vm));
             if let Some(workshop) = Arc::into_inner(workshop) {
                 workshop.close().await;
             }
@@ -313,9 +317,6 @@ impl Pool {
 
     fn blueprint(&self, want: &Want) -> Result<Blueprint, CheckoutError> {
         want.limits.check()?;
-        if want.tier == Tier::Vm {
-            return Err(CheckoutError::TierMissing(want.tier));
-        }
         let image = self.images.resolve(&want.image)?;
         let exact_disk = want.tier == Tier::Docker && self.tiers.docker.may_have_own_kernel();
         let (limits, measured) = match self.shapes.of(&want.limits, exact_disk) {
@@ -402,6 +403,7 @@ pub(crate) struct Tiers {
     chroot: Chroot,
     nspawn: Nspawn,
     docker: docker::Tier,
+    vm: vm::Tier,
     workshop: Arc<Workshop>,
     ledger: Arc<Ledger>,
 }
@@ -417,7 +419,7 @@ impl Maker for Arc<Tiers> {
             Tier::Chroot => self.chroot.make(image, kind.limits).await?,
             Tier::Nspawn => self.nspawn.make(image, kind.limits).await?,
             Tier::Docker => self.docker.make(image, kind.limits).await?,
-            Tier::Vm => return Err(MakeError::NoSuchTier(kind.tier)),
+            Tier::Vm => self.vm.make(image, kind.limits).await?,
         };
         let generation = proof.generation;
         self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;

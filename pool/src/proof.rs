@@ -43,6 +43,17 @@ pub(crate) fn check_job_of_container(sandbox: &Sandbox, identity: Identity) -> R
     }
 }
 
+/// Checks that a machine's process is alone in its cgroup, nobody on the host, and has nothing of it.
+pub(crate) fn check_machine(sandbox: &Sandbox) -> Result<(), String> {
+    let pids = sandbox.cgroup().job_pids();
+    let [pid] = pids[..] else {
+        return Err(format!("{} processes in a machine's cgroup, not one", pids.len()));
+    };
+    let nobody = sandbox.id_base();
+    check_status(&status_of(pid)?, nobody, nobody)?;
+    check_namespaces(pid, &["ipc", "mnt", "net", "pid", "uts"])
+}
+
 fn status_of(pid: i32) -> Result<String, String> {
     let path = format!("/proc/{pid}/status");
     fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))

@@ -21,8 +21,8 @@ use crate::{
     limits::Limits,
     nspawn::NotInstalled,
     sandbox::{Remains, Undertaker},
-    tier::Tier,
     uids::{UidError, UidRange},
+    vm::VmError,
 };
 
 /// What every sandbox calls itself.
@@ -86,15 +86,15 @@ pub enum MakeError {
     /// The clean sandbox cannot be recorded.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// This build does not know how.
-    #[error("this build makes no {0} sandboxes")]
-    NoSuchTier(Tier),
     /// There is no systemd-nspawn that could.
     #[error(transparent)]
     NoNspawn(#[from] NotInstalled),
     /// The docker daemon.
     #[error(transparent)]
     Docker(#[from] DockerError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
     /// The sandbox ended while it was made.
     #[error("the sandbox ended before it was clean")]
     Died,

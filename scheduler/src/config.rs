@@ -8,6 +8,7 @@ mod docker;
 mod pool;
 mod services;
 mod tenants;
+mod vm;
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +27,7 @@ pub use self::{
     pool::{Class, Keep, PoolPart},
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
+    vm::{AccelWord, VmPart},
 };
 use crate::{key::is_name, policy::Policies, queue::AmqpTenant};
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub pool: PoolPart,
     /// Which docker daemon makes containers.
     pub docker: DockerPart,
+    /// How virtual machines are made.
+    pub vm: VmPart,
     /// Limits of which sandboxes are made ahead, by name.
     pub classes: BTreeMap<String, Class>,
     /// What holds for tenants that do not say otherwise.
@@ -116,6 +120,7 @@ impl Config {
         }
         self.pool.check(&self.classes)?;
         self.docker.check()?;
+        self.vm.check()?;
         for (name, class) in &self.classes {
             class.limits().check().map_err(|error| ConfigError::Class { class: name.clone(), error })?;
         }

@@ -84,6 +84,7 @@ impl<'a> Report<'a> {
         self.result.notes.extend(lease.caveat().map(ToOwned::to_owned));
         self.result.source = Some(lease.source());
         self.result.cold_reason = lease.cold_reason();
+        self.result.accel = lease.accelerator().map(|accelerator| accelerator.to_string());
     }
 
     /// A file could not be put in.

@@ -46,6 +46,10 @@ pub struct JobResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_cold_reason_schema")]
     pub cold_reason: Option<ColdReason>,
+    /// What ran the virtual machine, where the sandbox was one: `kvm`, or `tcg`, which is software emulation and no
+    /// security boundary.
+    #[serde(default)]
+    pub accel: Option<String>,
     /// How long each phase took.
     pub phases: Phases,
     /// What the job used. Missing if no sandbox was had.
@@ -265,6 +269,7 @@ impl JobResult {
             generation: None,
             source: None,
             cold_reason: None,
+            accel: None,
             phases: Phases::default(),
             usage: None,
             stdout: Text::default(),

@@ -115,7 +115,10 @@ impl Hierarchy {
         let pids = self.pids.join(name);
         write(&pids.join("pids.max"), &(AGENT_PIDS + u64::from(limits.pids)).to_string())?;
         write(&pids.join("job/pids.max"), &limits.pids.to_string())?;
+        self.limit_cpu(name, limits)
+    }
 
+    pub(super) fn limit_cpu(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
         let cpu = self.cpu.join(name).join("job");
         write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
         write(&cpu.join("cpu.cfs_quota_us"), &cpu_quota(limits).to_string())
@@ -123,14 +126,20 @@ impl Hierarchy {
 
     /// By what a process enters a sandbox's cgroup, and the devices' one of its instance.
     pub(super) fn tasks(&self, cgroup: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
+        let instance = cgroup.iter().next().unwrap_or_default();
+        self.entries(cgroup, Some(self.devices.join(instance)))
+    }
+
+    /// The same for a process with devices that no sandbox has, and a `/dev` that has nothing else.
+    pub(super) fn tasks_but_devices(&self, cgroup: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
+        self.entries(cgroup, None)
+    }
+
+    fn entries(&self, cgroup: &Path, devices: Option<PathBuf>) -> Result<Vec<OwnedFd>, CgroupError> {
         let mut options = fs::OpenOptions::new();
         options.write(true);
-        let instance = cgroup.iter().next().unwrap_or_default();
         let places = self.split_roots().into_iter().map(|root| root.join(cgroup));
-        places
-            .chain([self.devices.join(instance)])
-            .map(|place| open(&place.join("tasks"), &options))
-            .collect()
+        places.chain(devices).map(|place| open(&place.join("tasks"), &options)).collect()
     }
 
     /// Limits a sandbox with a kernel of its own, which is one to the host's.

@@ -78,6 +78,11 @@ impl Hierarchy {
         write(&sandbox.join("memory.max"), &(limits.memory + AGENT_MEMORY).to_string())?;
         write(&job.join("memory.max"), &limits.memory.to_string())?;
         write(&job.join("pids.max"), &limits.pids.to_string())?;
+        self.limit_cpu(name, limits)
+    }
+
+    pub(super) fn limit_cpu(&self, name: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        let job = self.root.join(name).join("job");
         write(&job.join("cpu.max"), &cpu_max(limits))
     }
 

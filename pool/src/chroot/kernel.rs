@@ -78,6 +78,13 @@ pub(crate) fn set_mount_attributes(
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes a number mean the same as a descriptor, for the program that this process becomes.
+pub(crate) fn place(fd: impl AsFd, number: i32) -> io::Result<()> {
+    // SAFETY: only a fresh clone calls this, for numbers that it lays out itself and owns nothing under.
+    let done = unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, 0) };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Lets the kernel reap this process's children: nobody here asks how they ended.
 pub(crate) fn ignore_children() -> io::Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_IGN)

@@ -15,6 +15,8 @@ pub(crate) enum Task {
     /// Start systemd-nspawn. Descriptors: stdin, stdout, stderr, its cgroup entry; back come its pidfd and the socket
     /// on which it says that its container runs.
     Nspawn(Launch),
+    /// Start a virtual machine. Descriptors: those that QEMU keeps, its cgroup entry; back comes its pidfd.
+    Machine(crate::vm::Launch),
     /// Give another program's container the root of a chroot sandbox. No descriptors.
     Enclose {
         plan: Plan,

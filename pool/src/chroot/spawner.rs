@@ -29,7 +29,7 @@ use super::{
     plan::{Answer, Entries, Failed, Kind, MAX_FDS, MAX_PLAN, Outcome, Plan, Step, Task},
     setup::{self, Descriptors, Trees},
 };
-use crate::{enclose::enclose, nspawn, uids::RANGE};
+use crate::{enclose::enclose, nspawn, uids::RANGE, vm};
 
 /// Everything but the cgroup and time namespaces, which the child enters by itself once it is where it belongs.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
@@ -60,6 +60,7 @@ fn perform(task: &Task, fds: Vec<OwnedFd>, devices: BorrowedFd<'_>) -> Outcome {
     match task {
         Task::Chroot(plan) => Ok(vec![spawn(plan, fds, devices)?]),
         Task::Nspawn(launch) => nspawn::launch(launch, fds),
+        Task::Machine(launch) => vm::launch(launch, fds),
         Task::Enclose { plan, kind, leader } => {
             let trees = match kind {
                 Kind::OwnUsers => Trees::make(plan, &users_of(*leader)?, devices)?,
@@ -199,7 +200,7 @@ pub(crate) fn send(socket: BorrowedFd<'_>, answer: &Answer, fds: &[OwnedFd]) -> 
     send_with_fds(socket, &bytes, &fds)
 }
 
-pub(super) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[i32]) -> io::Result<()> {
+pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[i32]) -> io::Result<()> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;

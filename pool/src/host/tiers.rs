@@ -20,6 +20,10 @@ const KERNEL_NEEDS: [&str; 11] = [
     "cgroup-writable",
 ];
 
+/// What a machine's process needs of the host's kernel.
+const MACHINE_NEEDS: [&str; 6] =
+    ["root", "namespaces", "tmpfs", "pivot-root", "cgroup-controllers", "cgroup-writable"];
+
 /// Whether a tier can run jobs on this host with this build.
 #[derive(Debug, Clone, Serialize)]
 pub struct TierReport {
@@ -39,12 +43,8 @@ pub(super) fn judge(findings: &[Finding]) -> Vec<TierReport> {
         // The same root in namespaces that another program makes.
         Tier::Nspawn => weigh(tier, &[&KERNEL_NEEDS[..], &["systemd-nspawn"]].concat(), findings),
         Tier::Docker => weigh(tier, &[&KERNEL_NEEDS[..], &["docker"]].concat(), findings),
-        Tier::Vm => TierReport {
-            tier,
-            ready: false,
-            why_not: vec!["this build has the tiers chroot, nspawn and docker only".to_owned()],
-            fix: None,
-        },
+        // The agent makes the rest inside.
+        Tier::Vm => weigh(tier, &[&MACHINE_NEEDS[..], &["qemu", "accelerator"]].concat(), findings),
     };
     Tier::ALL.into_iter().map(judge).collect()
 }
@@ -139,9 +139,17 @@ mod tests {
     }
 
     #[test]
-    fn the_tiers_that_this_build_lacks_are_never_ready() {
-        let reports = judge(&all_ok());
-        assert_eq!(reports.len(), 4);
-        assert!(reports.iter().skip(3).all(|report| !report.ready && !report.why_not.is_empty()));
+    fn the_vm_tier_needs_qemu_and_something_that_runs_it() {
+        let mut findings = all_ok();
+        let vm = |findings: &[Finding]| judge(findings)[3].clone();
+        assert_eq!((vm(&findings).tier, vm(&findings).ready), (Tier::Vm, false));
+        findings.push(Finding::new("qemu", "QEMU", State::Ok, ""));
+        findings.push(Finding::new("accelerator", "it", State::Missing, "no KVM").mended_by("allow"));
+        assert_eq!(
+            (vm(&findings).why_not, vm(&findings).fix),
+            (vec!["it: no KVM".into()], Some("allow".into()))
+        );
+        findings.last_mut().unwrap().state = State::Degraded;
+        assert!(vm(&findings).ready);
     }
 }

@@ -36,7 +36,7 @@ pub(super) async fn running(socket: OwnedFd) -> io::Result<i32> {
 }
 
 /// What has been written to a stderr so far, on one line. Nothing from a job is ever written there.
-pub(super) fn complaint(mut stderr: &PipeReader) -> Option<String> {
+pub(crate) fn complaint(mut stderr: &PipeReader) -> Option<String> {
     rustix::io::ioctl_fionbio(stderr.as_fd(), true).ok()?;
     let mut buffer = [0; LONGEST];
     let length = stderr.read(&mut buffer).ok()?;

@@ -45,6 +45,12 @@ fn every_default_that_the_example_shows_is_the_default() {
         Some(::pool::DockerSettings::default().host)
     );
     assert_eq!(shown.docker.runtime.take().as_deref(), Some("runc"));
+    // Shown as examples: their defaults are found and not written.
+    assert!(
+        shown.vm.kernel.take().is_some()
+            && shown.vm.modules.take().is_some()
+            && shown.vm.qemu.take().is_some()
+    );
     assert_eq!(shown, plain);
 }
 
@@ -109,4 +115,19 @@ fn the_docker_socket_is_the_files_then_dockers_own_setting_then_the_usual_one() 
     assert_eq!(host("", None), "unix:///var/run/docker.sock");
     let relative = load("[docker]\nsocket = 'docker.sock'").unwrap_err().to_string();
     assert!(relative.contains("docker.socket") && relative.contains("absolute"), "{relative}");
+}
+
+#[test]
+fn emulation_must_be_allowed_in_so_many_words_and_a_kernel_comes_with_its_modules() {
+    for (text, setting, says) in [
+        ("[vm]\naccel = 'tcg'", "vm.accel", "allow_emulation = true"),
+        ("[vm]\nkernel = '/boot/vmlinuz'", "vm.kernel", "modules"),
+        ("[vm]\nqemu = 'qemu'", "vm.qemu", "absolute"),
+    ] {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.contains(setting) && error.contains(says), "{error}");
+    }
+    let settings = load("[vm]\naccel = 'tcg'\nallow_emulation = true").unwrap().vm.settings();
+    assert_eq!(settings.accel, ::pool::Accel::Tcg);
+    assert!(!load("").unwrap().vm.settings().allow_emulation);
 }

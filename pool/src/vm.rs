@@ -1,0 +1,138 @@
+//! The vm tier: a sandbox with a kernel, memory and disk of its own, made by QEMU.
+//!
+//! What every engine shares lies beside this file: the machine and its limits, which accelerator runs it, the channel
+//! through its serial port, and the gate that makes each life a new one. How a machine comes to be clean is an engine's:
+//! `vm/fork.rs` begins many lives in the memory of one that was booted once.
+//!
+//! The agent is the machine's first process and makes the sandbox inside, hardened as on the other tiers. The host sees
+//! one process, QEMU, in the job's cgroup, and nothing of what is in it: where it cannot look, the guest's word is marked as such.
+
+mod accelerator;
+mod error;
+mod fork;
+mod freshness;
+mod machine;
+mod qemu;
+mod qmp;
+mod settings;
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use images::{Image, RootMode, Silent, Store};
+use tokio::{sync::OnceCell, task::spawn_blocking, time::timeout};
+
+pub use self::{
+    accelerator::Accelerator,
+    error::VmError,
+    settings::{Accel, Kernel, Vm},
+};
+use self::{
+    accelerator::Judge,
+    fork::{Complaints, Fork},
+    machine::Machine,
+};
+pub(crate) use self::{
+    accelerator::{Outlook, outlook},
+    fork::launch::{Launch, launch},
+    machine::bounds_of,
+};
+use crate::{
+    body::Body,
+    greeting,
+    id::Id,
+    lease::Proof,
+    limits::Limits,
+    proof,
+    sandbox::Sandbox,
+    workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
+};
+
+/// How long a machine may take from its first instruction until its agent answers. Under software emulation on a busy
+/// host that takes many times what it takes alone.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Makes machines on this host.
+#[derive(Debug)]
+pub(crate) struct Tier {
+    workshop: Arc<Workshop>,
+    store: Store,
+    settings: Vm,
+    /// Asked when the first machine is wanted: most pools never want one.
+    host: OnceCell<Host>,
+    judge: Judge,
+    engine: Fork,
+}
+
+/// What machines run on.
+#[derive(Debug, Clone)]
+struct Host {
+    qemu: qemu::Installed,
+    accelerator: Accelerator,
+}
+
+impl Tier {
+    pub(crate) fn new(workshop: Arc<Workshop>, store: Store, settings: Vm, run_dir: &Path) -> Self {
+        let engine = Fork::new(Arc::clone(&workshop));
+        Self { workshop, store, settings, host: OnceCell::new(), judge: Judge::new(run_dir), engine }
+    }
+
+    /// Makes a sandbox and proves that it is clean.
+    pub(crate) async fn make(&self, image: Arc<Image>, limits: Limits) -> Result<Proof, MakeError> {
+        let started = Instant::now();
+        let form = self.form(&image).await?;
+        let host = self.host.get_or_try_init(|| self.look(&image)).await?;
+        let machine = Machine::of(form, &image, &limits, host.qemu.clone(), host.accelerator);
+        let template = self.engine.template(&machine).await?;
+
+        let generation = Id::random();
+        let remains = self.workshop.lay_out(generation, &machine.host_limits(&limits))?;
+        let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
+        let complaints = Complaints::new()?;
+        let settled = async {
+            let mut channel = self.engine.clone_of(&template, &machine, &mut sandbox, &complaints).await?;
+            freshness::renew(&mut channel, generation, bounds_of(&limits)).await.map_err(VmError::from)?;
+            let writable_root = image.config.root == RootMode::Writable;
+            let ready =
+                greeting::greet(&mut channel, Some(identity(&image)), writable_root, MAKING_DEADLINE).await?;
+            proof::check_machine(&sandbox).map_err(MakeError::Unconfined)?;
+            Ok::<_, MakeError>((channel, ready))
+        };
+        let settled =
+            timeout(MAKING_DEADLINE, settled).await.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()));
+        let (channel, ready) = settled.map_err(|error| complaints.explain(error))?;
+        let body = Body::Vm { sandbox, accelerator: host.accelerator };
+        Ok(Proof { generation, image, limits, ready, making: started.elapsed(), channel, body })
+    }
+
+    async fn look(&self, image: &Arc<Image>) -> Result<Host, MakeError> {
+        let qemu = qemu::find(&self.settings)?;
+        let form = self.form(image).await?;
+        let accelerator = self.judge.choose(&self.settings, &qemu, &form, &self.workshop).await?;
+        Ok(Host { qemu, accelerator })
+    }
+
+    async fn form(&self, image: &Arc<Image>) -> Result<images::MachineForm, VmError> {
+        let (store, image, kernel) = (self.store.clone(), Arc::clone(image), self.settings.kernel.from());
+        let made = spawn_blocking(move || store.machine_form(&image, &kernel, &mut Silent)).await;
+        Ok(made.map_err(VmError::Stopped)??)
+    }
+}
+
+/// The programs that the tier needs, if they are here. Runs nothing.
+pub(crate) fn tools(settings: &Vm) -> Result<qemu::Installed, VmError> {
+    let qemu = qemu::find(settings)?;
+    images::machine_tools().map_err(|error| VmError::Form(error.into()))?;
+    Ok(qemu)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

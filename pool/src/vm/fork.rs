@@ -1,0 +1,190 @@
+//! The fork engine: a machine is booted once for each image and size, and all others begin where it stopped.
+//!
+//! What the first one leaves is a template: its memory in a file that nobody can write to any more, and the state of its
+//! devices. A clone is a QEMU of its own whose memory is a private copy of that file, made page by page as it writes. It is
+//! started ahead of its job, so that a checkout is one frame. `fork/template.rs` is how a template is made and kept,
+//! `fork/launch.rs` the place where QEMU runs.
+
+pub(super) mod launch;
+mod template;
+
+pub(super) use self::template::boots;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, PipeReader, PipeWriter},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream as StdStream,
+    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{net::UnixStream, sync::OnceCell, time::sleep};
+
+use self::{launch::Launch, template::Template};
+use super::{
+    error::VmError,
+    machine::{Begin, Machine},
+    qmp::{Monitor, QmpError},
+};
+use crate::{
+    cgroup::Entry,
+    channel::Channel,
+    chroot::plan::{Entries, Task},
+    nspawn::notice::complaint,
+    sandbox::Sandbox,
+    workshop::{MakeError, Workshop},
+};
+
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// Makes machines of templates.
+#[derive(Debug)]
+pub(super) struct Fork {
+    workshop: Arc<Workshop>,
+    /// By the form's directory and the machine's shape. Each is made once, and whoever comes meanwhile waits.
+    templates: Mutex<HashMap<String, Arc<OnceCell<Arc<Template>>>>>,
+}
+
+/// A machine's process, and the host's ends of what it is given.
+pub(super) struct Running {
+    pub(super) channel: Channel,
+    pub(super) monitor: Monitor,
+}
+
+/// Where QEMU says why it gave up. No word of a guest's ever gets there.
+pub(super) struct Complaints {
+    ours: PipeReader,
+    theirs: PipeWriter,
+}
+
+impl Complaints {
+    pub(super) fn new() -> Result<Self, MakeError> {
+        let (ours, theirs) = io::pipe().map_err(MakeError::Stream)?;
+        Ok(Self { ours, theirs })
+    }
+
+    /// Adds what was said to an error.
+    pub(super) fn explain(&self, error: MakeError) -> MakeError {
+        match complaint(&self.ours) {
+            Some(said) => MakeError::Complaint { who: "QEMU", said, error: Box::new(error) },
+            None => error,
+        }
+    }
+}
+
+impl Fork {
+    pub(super) fn new(workshop: Arc<Workshop>) -> Self {
+        Self { workshop, templates: Mutex::default() }
+    }
+
+    /// The template of a kind of machines: of this process, of the disk, or booted now.
+    pub(super) async fn template(&self, machine: &Machine) -> Result<Arc<Template>, MakeError> {
+        let name = format!("{} {}", machine.form.digest, machine.shape());
+        let cell = {
+            // Nothing panics between two halves of a change.
+            let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(templates.entry(name).or_default())
+        };
+        let template = cell.get_or_try_init(|| template::load_or_boot(&self.workshop, machine)).await?;
+        Ok(Arc::clone(template))
+    }
+
+    /// A machine that goes on where the template stopped. Nobody has told it yet that it is another.
+    pub(super) async fn clone_of(
+        &self,
+        template: &Template,
+        machine: &Machine,
+        sandbox: &mut Sandbox,
+        complaints: &Complaints,
+    ) -> Result<Channel, MakeError> {
+        let state = template.state().map_err(VmError::template("open the state of", machine.shape()))?;
+        let disk = open(machine)?;
+        let fds = [template.memory(), disk.as_fd(), state.as_fd()];
+        let Running { channel, mut monitor } =
+            start(&self.workshop, sandbox, machine, Begin::Resume, &fds, complaints).await?;
+        goes_on(&mut monitor).await.map_err(VmError::from)?;
+        // The monitor is closed with this: nobody has a question any more.
+        Ok(channel)
+    }
+}
+
+/// The image's disk, which no process of a machine could open by itself.
+pub(super) fn open(machine: &Machine) -> Result<File, VmError> {
+    File::open(&machine.form.disk).map_err(VmError::template("open the disk of", &machine.form.disk))
+}
+
+/// Starts a machine's process in its cgroups and namespaces.
+pub(super) async fn start(
+    workshop: &Workshop,
+    sandbox: &mut Sandbox,
+    machine: &Machine,
+    begin: Begin,
+    files: &[BorrowedFd<'_>],
+    complaints: &Complaints,
+) -> Result<Running, MakeError> {
+    let pair = || StdStream::pair().map_err(MakeError::Stream);
+    let ((agent, their_agent), (monitor, their_monitor)) = (pair()?, pair()?);
+    let kvm = machine.accelerator == super::Accelerator::Kvm;
+    let cgroup = sandbox.cgroup();
+    let entry = if kvm { cgroup.job_entry_but_devices()? } else { cgroup.job_entry()? };
+    let (entry, entries) = match entry {
+        Entry::Tasks(tasks) => {
+            let count = tasks.len() as u8;
+            (tasks, Entries::Tasks(count))
+        }
+        Entry::Directory(directory) => (vec![directory], Entries::Directories),
+    };
+    let launch = Launch {
+        program: machine.qemu.program.to_string_lossy().into_owned(),
+        args: machine.args(begin),
+        uid: sandbox.id_base(),
+        kvm,
+        descriptors: 3 + files.len() as u8,
+        entries,
+        root_point: workshop.instance.root_point().to_string_lossy().into_owned(),
+    };
+    let mut fds = vec![complaints.theirs.as_fd(), their_agent.as_fd(), their_monitor.as_fd()];
+    fds.extend(files);
+    fds.extend(entry.iter().map(AsFd::as_fd));
+    let fds = workshop.spawner.ask(&Task::Machine(launch), &fds).await?;
+    let [process] =
+        <[OwnedFd; 1]>::try_from(fds).map_err(|_| MakeError::Spawner(io::ErrorKind::InvalidData.into()))?;
+    sandbox.depend_on(process);
+    // Or their end would not be seen here.
+    drop((their_agent, their_monitor));
+    agent.set_nonblocking(true).map_err(MakeError::Stream)?;
+    let (reader, writer) = UnixStream::from_std(agent).map_err(MakeError::Stream)?.into_split();
+    let monitor = Monitor::open(monitor).await.map_err(VmError::from)?;
+    Ok(Running { channel: Channel::new(reader, writer), monitor })
+}
+
+/// Has a machine take over the template's state and go on.
+async fn goes_on(monitor: &mut Monitor) -> Result<(), QmpError> {
+    ignore_shared(monitor).await?;
+    let uri = format!("fd:{}", super::machine::STATE_FD);
+    monitor.ask("migrate-incoming", json!({ "uri": uri })).await?;
+    await_migration(monitor, "take over the state of its template").await?;
+    monitor.ask("cont", json!({})).await.map(drop)
+}
+
+/// Memory that is a file is no part of the state.
+async fn ignore_shared(monitor: &mut Monitor) -> Result<(), QmpError> {
+    let capability = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+    monitor.ask("migrate-set-capabilities", capability).await.map(drop)
+}
+
+async fn await_migration(monitor: &mut Monitor, doing: &'static str) -> Result<(), QmpError> {
+    loop {
+        let state = monitor.ask("query-migrate", json!({})).await?;
+        match state["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => return Err(QmpError::Migration(doing)),
+            _ => sleep(BETWEEN_LOOKS).await,
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Templates on disk: written once, never trusted.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, FileExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::SeekFrom;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Machine, Template, VmError, memory_file, reopened};
+use crate::vm::hex;
+
+/// Changes whenever a template that was made before would be another today.
+const VERSION: u32 = 1;
+
+const PAGE: usize = 4096;
+
+/// Where a template lies, and what it must have been made with.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    templates: PathBuf,
+    shape: String,
+    size: u64,
+    made_with: String,
+}
+
+/// What is written beside a template's bytes.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    /// Everything that it depends on.
+    made_with: String,
+    /// Over memory and state.
+    digest: String,
+}
+
+impl Place {
+    pub(super) fn of(machine: &Machine) -> Self {
+        let host = [cpu(), kernel(), machine.qemu.identity.clone(), machine.command_line()];
+        Self {
+            templates: machine.form.templates.clone(),
+            shape: machine.shape(),
+            size: machine.memory,
+            made_with: hex(&Sha256::digest(host.join("\0").as_bytes())),
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.templates.join(&self.shape)
+    }
+
+    fn open_lock(&self) -> Result<File, VmError> {
+        let path = self.templates.join(format!("{}.lock", self.shape));
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        opened.map_err(VmError::template("lock", path))
+    }
+
+    /// Waits until nobody else makes or reads this one.
+    pub(super) fn lock_to_make(&self) -> Result<File, VmError> {
+        let lock = self.open_lock()?;
+        lock.lock().map_err(VmError::template("lock", self.folder()))?;
+        Ok(lock)
+    }
+
+    /// Reads the template, while nobody makes it.
+    pub(super) fn read(&self) -> Result<Option<Template>, VmError> {
+        let lock = self.open_lock()?;
+        lock.lock_shared().map_err(VmError::template("lock", self.folder()))?;
+        self.load()
+    }
+
+    /// The template, if it is there and good. The lock is held.
+    pub(super) fn load(&self) -> Result<Option<Template>, VmError> {
+        let folder = self.folder();
+        let record = match fs::read(folder.join("template.json")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(VmError::template("read", &folder))?,
+        };
+        let Ok(record) = serde_json::from_slice::<Record>(&record) else { return Ok(None) };
+        if record.version != VERSION || record.made_with != self.made_with {
+            tracing::info!(template = %folder.display(), "made by another program or on another CPU: made anew");
+            return Ok(None);
+        }
+        let template = self.read_bytes(&folder).map_err(VmError::template("read", &folder))?;
+        // Sealed first: between the look and the use nothing can change.
+        let found = digest_of(&template).map_err(VmError::template("read", &folder))?;
+        if found != record.digest {
+            tracing::warn!(template = %folder.display(), "its bytes are not what was made: made anew");
+            return Ok(None);
+        }
+        Ok(Some(template))
+    }
+
+    fn read_bytes(&self, folder: &Path) -> io::Result<Template> {
+        let memory = memory_file("mayfly-memory", self.size)?;
+        copy(&File::open(folder.join("memory"))?, &File::from(memory.try_clone()?))?;
+        let state = File::open(folder.join("state"))?;
+        let copied = memory_file("mayfly-state", state.metadata()?.len())?;
+        copy(&state, &File::from(copied.try_clone()?))?;
+        Template { memory, state: copied }.seal()
+    }
+
+    /// Writes the template for those who come later. The lock is held.
+    pub(super) fn write(&self, template: &Template) -> Result<(), VmError> {
+        let folder = self.folder();
+        self.put(template, &folder).map_err(VmError::template("keep", &folder))
+    }
+
+    fn put(&self, template: &Template, folder: &Path) -> io::Result<()> {
+        for path in [folder.to_owned(), folder.with_extension("unfinished")] {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let unfinished = folder.with_extension("unfinished");
+        DirBuilder::new().mode(0o700).create(&unfinished)?;
+        for (name, file) in [("memory", &template.memory), ("state", &template.state)] {
+            let (from, to) = (reopened(file)?, File::create_new(unfinished.join(name))?);
+            to.set_len(from.metadata()?.len())?;
+            copy(&from, &to)?;
+        }
+        let digest = digest_of(template)?;
+        let record = Record { version: VERSION, made_with: self.made_with.clone(), digest };
+        File::create_new(unfinished.join("template.json"))?.write_all(&serde_json::to_vec(&record)?)?;
+        fs::rename(unfinished, folder)
+    }
+}
+
+/// Copies all pages in which there is something to the same places of another file. What is past its end fails.
+fn copy(from: &File, to: &File) -> io::Result<()> {
+    pages(from, |at, page| to.write_all_at(page, at))
+}
+
+/// The digest of a template: of every page in which there is something, and where it lies.
+fn digest_of(template: &Template) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    for file in [&template.memory, &template.state] {
+        let file = reopened(file)?;
+        hasher.update(file.metadata()?.len().to_le_bytes());
+        pages(&file, |at, page| {
+            hasher.update(at.to_le_bytes());
+            hasher.update(page);
+            Ok(())
+        })?;
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Gives every page of a file that is not all zeroes, and skips its holes.
+fn pages(mut file: &File, mut with: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut buffer = vec![0; 256 * PAGE];
+    let mut at = 0;
+    while at < length {
+        // Past the last data there is a hole to the end.
+        let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) else { break };
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+        at = data - data % PAGE as u64;
+        while at < hole {
+            file.seek(io::SeekFrom::Start(at))?;
+            let wanted = (hole - at).min(buffer.len() as u64) as usize;
+            file.read_exact(&mut buffer[..wanted])?;
+            for page in buffer[..wanted].chunks(PAGE) {
+                if page.iter().any(|byte| *byte != 0) {
+                    with(at, page)?;
+                }
+                at += page.len() as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What kind of CPU this is: a machine's memory knows what its CPU can.
+fn cpu() -> String {
+    const TELLING: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "flags"];
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let lines = first.lines().filter(|line| {
+        line.split_once(':')
+            .is_some_and(|(name, _)| TELLING.contains(&name.trim()) || name.trim() == "microcode")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    fn place(folder: &Path) -> Place {
+        Place {
+            templates: folder.to_owned(),
+            shape: "tcg-1cpu-1mib".to_owned(),
+            size: 1024 * 1024,
+            made_with: "this program".to_owned(),
+        }
+    }
+
+    fn template() -> Template {
+        let filled = |name, size, at, byte| -> OwnedFd {
+            let file = File::from(memory_file(name, size).unwrap());
+            file.write_all_at(&[byte; 5000], at).unwrap();
+            file.into()
+        };
+        let (memory, state) = (filled("m", 1024 * 1024, 70_000, 7), filled("s", 9000, 100, 9));
+        Template { memory, state }.seal().unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, made) = (place(folder.path()), template());
+        assert!(place.read().unwrap().is_none());
+        place.write(&made).unwrap();
+        let read = place.read().unwrap().unwrap();
+        assert_eq!(digest_of(&read).unwrap(), digest_of(&made).unwrap());
+    }
+
+    #[test]
+    fn a_template_of_another_program_or_cpu_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = place(folder.path());
+        old.write(&template()).unwrap();
+        let new = Place { made_with: "another program".to_owned(), ..old.clone() };
+        assert!(new.read().unwrap().is_none());
+        // It is replaced, and then the old one is gone.
+        new.write(&template()).unwrap();
+        assert!(new.read().unwrap().is_some() && old.read().unwrap().is_none());
+    }
+
+    #[test]
+    fn one_flipped_byte_anywhere_makes_it_no_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        for (name, at) in [("memory", 70_100), ("memory", 5), ("state", 101), ("state", 8999)] {
+            place.write(&template()).unwrap();
+            assert!(place.read().unwrap().is_some());
+            let path = place.folder().join(name);
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            assert!(place.read().unwrap().is_none(), "{name} at {at}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_torn_makes_it_no_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        place.write(&template()).unwrap();
+        fs::write(place.folder().join("template.json"), "{\"version\":").unwrap();
+        assert!(place.read().unwrap().is_none());
+    }
+}
