@@ -22,6 +22,7 @@ fn runs(tier: Tier) -> usize {
         // Each takes longer to make, and leaves the same traces or none.
         Tier::Nspawn => 100,
         Tier::Docker => 50,
+        Tier::Vm => 12,
     }
 }
 

@@ -12,16 +12,18 @@ pub(crate) enum Tier {
     Chroot,
     Nspawn,
     Docker,
+    Vm,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 3] = [Self::Chroot, Self::Nspawn, Self::Docker];
+    pub(crate) const ALL: [Self; 4] = [Self::Chroot, Self::Nspawn, Self::Docker, Self::Vm];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Chroot => "chroot",
             Self::Nspawn => "nspawn",
             Self::Docker => "docker",
+            Self::Vm => "vm",
         }
     }
 }
@@ -55,7 +57,7 @@ impl Place {
     pub(crate) fn inside(&self, seen: &str) -> u32 {
         let id = seen.parse().unwrap();
         match self.tier {
-            Tier::Chroot | Tier::Nspawn => id,
+            Tier::Chroot | Tier::Nspawn | Tier::Vm => id,
             Tier::Docker => {
                 assert!(FIRST_ID <= id, "{id} may be somebody's on the host");
                 id % IDS
@@ -108,18 +110,24 @@ pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
     }
 }
 
+/// What it takes to run machines on a host where no kernel boots under KVM.
+pub(crate) const EMULATION: &str = "\n[vm]\naccel = \"tcg\"\nallow_emulation = true\n";
+
 /// A node whose mayflies can make sandboxes of a tier.
 fn node(tier: Tier) -> Node {
     match (tier, dockerd::shared()) {
         (Tier::Docker, Some(daemon)) => dockerd::use_by(Node::new(), daemon),
+        (Tier::Vm, _) => Node::new().configured(EMULATION),
         _ => Node::new(),
     }
 }
 
 /// Whether this host can run a tier; why not, if it cannot. `mayfly doctor` knows.
 pub(crate) fn ready(tier: Tier) -> Result<(), String> {
-    static REPORT: OnceLock<Value> = OnceLock::new();
-    let report = REPORT.get_or_init(|| node(Tier::Docker).mayfly(["doctor", "--json"]).finish().json());
+    static REPORTS: [OnceLock<Value>; 2] = [const { OnceLock::new() }; 2];
+    // What is wanted of machines is a matter of configuration.
+    let (report, asked) = if tier == Tier::Vm { (&REPORTS[1], tier) } else { (&REPORTS[0], Tier::Docker) };
+    let report = report.get_or_init(|| node(asked).mayfly(["doctor", "--json"]).finish().json());
     let tiers = report["tiers"].as_array().unwrap();
     let entry = tiers.iter().find(|entry| entry["tier"] == tier.name()).unwrap();
     if entry["ready"] == true { Ok(()) } else { Err(entry["why_not"].to_string()) }
@@ -142,6 +150,11 @@ macro_rules! on_every_tier {
             #[test]
             fn on_docker() {
                 crate::harness::on(crate::harness::Tier::Docker, super::$behaviour);
+            }
+
+            #[test]
+            fn on_vm() {
+                crate::harness::on(crate::harness::Tier::Vm, super::$behaviour);
             }
         }
     )+ };

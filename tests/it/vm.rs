@@ -1,0 +1,191 @@
+//! What only the vm tier has: machines that begin in one memory and must not be one another, and QEMU around them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Node, Place, Tier, eventually, on, result_of};
+
+fn status(pid: u32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field} of {pid}")).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn signal(pids: &[u32], signal: Signal) {
+    for pid in pids {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+    }
+}
+
+#[test]
+fn a_job_has_the_guests_kernel_and_the_result_says_what_ran_it() {
+    on(Tier::Vm, |place| {
+        let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let result = result_of(place.run(["uname", "-r"]), 0);
+        let guest = result["stdout"]["text"].as_str().unwrap();
+        assert!(!guest.trim().is_empty() && guest.trim() != host.trim(), "{guest} on {host}");
+        assert_eq!((result["tier"].as_str(), result["accel"].as_str()), (Some("vm"), Some("tcg")));
+    });
+}
+
+#[test]
+fn lives_that_begin_in_one_memory_share_no_random_number_and_no_name() {
+    on(Tier::Vm, |place| {
+        let script = "head -c 64 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+            cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname";
+        let lives: Vec<Vec<String>> = (0..6)
+            .map(|_| {
+                let finished = place.shell(script).finish().code(0);
+                finished.text().lines().map(ToOwned::to_owned).collect()
+            })
+            .collect();
+        for line in 0..4 {
+            let values: BTreeSet<_> = lives.iter().map(|life| &life[line]).collect();
+            assert!(values.len() == lives.len() && values.iter().all(|it| it.len() >= 32), "{values:?}");
+        }
+        assert!(lives.iter().all(|life| life.len() == 4 && life[0].len() == 128), "{lives:?}");
+    });
+}
+
+#[test]
+fn a_machines_clock_is_the_hosts() {
+    on(Tier::Vm, |place| {
+        let now = || std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let before = now();
+        let inside: u64 = place.run(["date", "+%s"]).finish().code(0).text().trim().parse().unwrap();
+        assert!((before..=now()).contains(&inside), "{inside} is not between {before} and {}", now());
+    });
+}
+
+#[test]
+fn qemu_is_nobody_on_the_host_and_sees_nothing_of_it() {
+    on(Tier::Vm, |place| {
+        let (running, sandbox) = place.start(place.shell("echo ready; read end").args(["--stdin"]));
+        let job = sandbox.job();
+        let [qemu] = job[..] else { panic!("{job:?}") };
+        assert!(fs::read_link(format!("/proc/{qemu}/exe")).unwrap().to_str().unwrap().contains("qemu"));
+        assert!(status(qemu, "Uid").split(' ').all(|uid| uid.parse::<u32>().unwrap() >= 0x7000_0000));
+        for (field, expected) in [
+            ("CapPrm", "0000000000000000"),
+            ("CapBnd", "0000000000000000"),
+            ("Groups", ""),
+            ("NoNewPrivs", "1"),
+            // QEMU's own filter.
+            ("Seccomp", "2"),
+        ] {
+            assert_eq!(status(qemu, field), expected, "{field}");
+        }
+        for kind in ["ipc", "mnt", "net", "pid", "uts"] {
+            let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            assert_ne!(of(&qemu.to_string()), of("self"), "{kind}");
+        }
+        let root: BTreeSet<_> = fs::read_dir(format!("/proc/{qemu}/root"))
+            .unwrap()
+            .flatten()
+            .collect::<Vec<_>>()
+            .iter()
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        for name in &root {
+            assert!(
+                ["bin", "dev", "lib", "lib32", "lib64", "proc", "usr"].contains(&name.as_str()),
+                "{root:?}"
+            );
+        }
+        running.finish().code(1);
+    });
+}
+
+#[test]
+fn the_memory_that_clones_share_cannot_be_written_through_any_of_them() {
+    on(Tier::Vm, |place| {
+        let (running, sandbox) = place.start(place.shell("echo ready; read end").args(["--stdin"]));
+        let job = sandbox.job();
+        let fds = fs::read_dir(format!("/proc/{}/fd", job[0])).unwrap().flatten().map(|entry| entry.path());
+        let memory: Vec<PathBuf> = fds
+            .filter(|fd| fs::read_link(fd).is_ok_and(|to| to.to_str().unwrap().contains("mayfly-memory")))
+            .collect();
+        assert!(!memory.is_empty(), "a machine has its memory by a descriptor");
+        for fd in memory {
+            // As the host's root, with more rights than any QEMU.
+            let file = fs::File::options().read(true).write(true).open(&fd).unwrap();
+            let refused = file.write_all_at(b"poison", 1 << 20).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(1), "{}", fd.display());
+            assert!(file.set_len(0).is_err());
+        }
+        running.finish().code(1);
+    });
+}
+
+#[test]
+fn a_frozen_machine_ends_at_its_jobs_timeout() {
+    on(Tier::Vm, |place| {
+        let job = place.shell("echo ready; sleep 1000").args(["--timeout", "6s"]);
+        let (running, sandbox) = place.start(job);
+        signal(&sandbox.job(), Signal::STOP);
+        running.finish().code(124).says(&["ended at its timeout"]);
+        assert_eq!(place.node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_template_with_a_flipped_byte_is_made_anew_and_never_used() {
+    on(Tier::Vm, |place| {
+        // A size that no other test has: templates are of the image, and images are shared.
+        let job = || place.run(["echo", "alive"]).args(["--memory", "200MiB"]);
+        job().finish().code(0);
+        let template = template_of(place, "tcg-1cpu-384mib");
+        let memory = template.join("memory");
+        let made = || fs::metadata(template.join("template.json")).unwrap().modified().unwrap();
+        let before = made();
+        job().finish().code(0);
+        assert_eq!(made(), before, "a good one is used again");
+
+        let file = fs::File::options().read(true).write(true).open(&memory).unwrap();
+        let at = 16 << 20;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+        job().finish().code(0).prints(&["alive"]);
+        assert_ne!(made(), before, "the damaged one was used");
+    });
+}
+
+/// The directory of the one template of a size.
+fn template_of(place: &Place, size: &str) -> PathBuf {
+    let images = fs::canonicalize(place.node.data_dir().join("images/sha256")).unwrap();
+    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found = below(&images)
+        .flat_map(|image| below(&image.join("forms")).collect::<Vec<_>>())
+        .flat_map(|form| below(&form.join("templates")).collect::<Vec<_>>())
+        .filter(|path| path.is_dir() && path.ends_with(size))
+        .collect::<Vec<_>>();
+    found.sort_by_key(|path| fs::metadata(path.join("template.json")).and_then(|it| it.modified()).ok());
+    found.pop().expect("a template of that size")
+}
+
+#[test]
+fn without_leave_nothing_is_emulated() {
+    on(Tier::Vm, |_| {
+        let node = Node::new().configured("\n[vm]\naccel = \"tcg\"\n");
+        let refused = node.mayfly(["run", "--tier", "vm", "--image", "minimal"]).job(["true"]).finish();
+        refused.code(125).says(&["vm.accel", "allow_emulation = true"]);
+    });
+}
+
+#[test]
+fn a_machine_that_is_killed_is_lost_and_the_next_life_is_well() {
+    on(Tier::Vm, |place| {
+        let (running, sandbox) = place.start(place.shell("echo ready; sleep 1000"));
+        signal(&sandbox.job(), Signal::KILL);
+        running.finish().code(125).says(&["the sandbox was lost"]);
+        eventually("nothing is left", || place.node.leftovers().is_empty().then_some(()));
+        place.run(["true"]).finish().code(0);
+    });
+}
