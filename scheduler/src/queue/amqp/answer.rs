@@ -41,6 +41,7 @@ pub(super) async fn answer(
         body: &body.bytes,
         properties: properties(delivery, result, epoch),
     };
+    let mut replied = false;
     loop {
         if !delivery.lives() {
             return Ok(());
@@ -49,7 +50,7 @@ pub(super) async fn answer(
             session = link.session() => session,
             () = delivery.session_ended() => return Ok(()),
         };
-        match tell(state, &session, delivery, result, &message).await {
+        match tell(state, &session, delivery, result, &message, &mut replied).await {
             Ok(()) => return Ok(()),
             Err(error) => session.fail(causes(&*error)),
         }
@@ -62,34 +63,41 @@ async fn tell(
     delivery: &AmqpDelivery,
     result: &JobResult,
     message: &Outgoing<'_>,
+    replied: &mut bool,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     if matches!(result.outcome, Outcome::InfraError | Outcome::SandboxLost) {
         bury(state, session, delivery, result).await?;
     }
-    match session.publish(message).await? {
+    // The result is stored: who waits for it need not wait until all others have it, too.
+    let reply = async {
+        if !*replied {
+            *replied = reply(state, session, delivery, result, message).await;
+        }
+    };
+    let (published, ()) = tokio::join!(session.publish(message), reply);
+    match published? {
         Went::Somewhere => {}
         // Nobody has to listen: the result can be asked for.
         Went::Nowhere => one(&state.tally.results_unrouted),
         Went::Refused => return Err("the broker does not take a result".into()),
     }
     one(&state.tally.results);
-    reply(state, session, delivery, result, message).await;
     Ok(())
 }
 
-/// Tells who waits for just this one, if the place is the tenant's.
+/// Tells who waits for just this one, if the place is the tenant's. Whether nothing is left to be done about it.
 async fn reply(
     state: &State,
     session: &Arc<Session<Outlet>>,
     delivery: &AmqpDelivery,
     result: &JobResult,
     message: &Outgoing<'_>,
-) {
-    let Some(queue) = delivery.message.properties.reply_to() else { return };
+) -> bool {
+    let Some(queue) = delivery.message.properties.reply_to() else { return true };
     if !is_reply_queue(queue.as_str(), &result.tenant) {
         one(&state.tally.replies_refused);
         tracing::debug!(job = %delivery.key(), "its reply_to is no place of the tenant's");
-        return;
+        return true;
     }
     let properties = message.properties.clone();
     let reply = Outgoing { exchange: "", key: queue.as_str(), body: message.body, properties };
@@ -102,6 +110,7 @@ async fn reply(
         Ok(Went::Somewhere) => one(&state.tally.replies),
         Ok(Went::Nowhere | Went::Refused) | Err(_) => one(&state.tally.replies_lost),
     }
+    went.is_ok()
 }
 
 /// Copies a job that nobody's fault it is to the dead letters, with what is known.
