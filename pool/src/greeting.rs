@@ -20,6 +20,9 @@ pub enum GreetingError {
         #[source]
         error: io::Error,
     },
+    /// It was asked for what it does not do. No step failed.
+    #[error("the sandbox's agent refuses: {0}; build an image of another version of mayfly again")]
+    Refused(String),
     /// The stream failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -52,6 +55,7 @@ pub(crate) async fn greet(
         ToHost::Ready(ready) if ready.version != VERSION => Err(GreetingError::Version(ready.version)),
         ToHost::Ready(ready) if ready.nonce != nonce => Err(GreetingError::Nonce),
         ToHost::Ready(ready) => Ok(ready),
+        ToHost::Fault(fault) if fault.errno == 0 => Err(GreetingError::Refused(fault.step)),
         ToHost::Fault(fault) => {
             Err(GreetingError::Fault { step: fault.step, error: io::Error::from_raw_os_error(fault.errno) })
         }

@@ -5,6 +5,7 @@
 //! counts from memory of what it started: each task reports its own end.
 
 use std::{
+    cell::LazyCell,
     collections::HashMap,
     fmt,
     future::Future,
@@ -321,7 +322,8 @@ impl<M: Maker> Core<M> {
             });
 
             let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
-            let places = self.maker.making_now(making_at_once);
+            // Only asked when there is something to make: the kernel adds it all up for each who asks.
+            let places = LazyCell::new(|| self.maker.making_now(making_at_once));
             let mut room = max_instances.saturating_sub(shelves.values().map(Shelf::total).sum());
             // Who waits comes first; idle sandboxes of other kinds make room for him.
             let waiting: usize = shelves.values().map(|shelf| shelf.waiting().min(1)).sum();
@@ -329,14 +331,17 @@ impl<M: Maker> Core<M> {
                 discarded.extend(evict(&mut shelves, now));
             }
             // A job that waits never waits behind refill work: it has as many places again of its own.
-            for (serving, mut places) in [(true, 2 * places), (false, places)] {
-                places = places.saturating_sub(making + started.len());
+            for (serving, share) in [(true, 2), (false, 1)] {
                 for (kind, shelf) in shelves.iter_mut() {
                     let target = if serving { 0 } else { shelf.target(now, idle_time) };
-                    for _ in 0..shelf.wanted(target, now).min(places).min(room) {
+                    let wanted = shelf.wanted(target, now).min(room);
+                    if wanted == 0 {
+                        continue;
+                    }
+                    let free = (share * *places).saturating_sub(making + started.len());
+                    for _ in 0..wanted.min(free) {
                         shelf.making();
                         started.push(kind.clone());
-                        places -= 1;
                         room -= 1;
                     }
                 }
