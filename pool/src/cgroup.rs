@@ -6,6 +6,7 @@
 //! been idle; a single thread that writes `0` into `tasks` does not wait at all), and the crates only attach
 //! from outside.
 
+mod delegated;
 mod place;
 mod v1;
 mod v2;
@@ -19,8 +20,11 @@ use std::{
 
 use thiserror::Error;
 
-pub(crate) use self::place::every_tree;
 use self::place::{mounts, place_of};
+pub(crate) use self::{
+    delegated::{BOOTED, Delegated, Form},
+    place::every_tree,
+};
 use crate::{body::Usage, limits::Limits};
 
 /// The leaf with the job's processes.
@@ -46,7 +50,7 @@ pub(crate) enum Entry {
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroup {
     hierarchy: Hierarchy,
-    /// `mayfly-<instance>/<sandbox>`, the same below each controller.
+    /// `mayfly-<instance>/<sandbox>` behind the hierarchy's base, the same below each controller.
     name: PathBuf,
     /// Whether agent and job are one to the host: they have a kernel of their own.
     whole: bool,
@@ -91,6 +95,14 @@ pub enum CgroupError {
         /// Where it is.
         table: String,
     },
+    /// systemd gives no part of its tree.
+    #[error(
+        "systemd gives no scope in which sandboxes may have cgroups: {said} (or start mayfly in a unit with Delegate=yes)"
+    )]
+    Scope {
+        /// Its own words.
+        said: String,
+    },
     /// A file of the cgroup could not be opened.
     #[error("cannot open {path}")]
     Open {
@@ -115,6 +127,27 @@ impl Hierarchy {
         v1::Hierarchy::find(&mounts).map(Self::V1)
     }
 
+    /// Takes the part of the trees that is this process's to write, and makes all cgroups there from now on. `scope` is
+    /// what the unit is called if it takes one.
+    pub(crate) fn delegate(&mut self, scope: &str) -> Result<Delegated, CgroupError> {
+        match self {
+            Self::V1(_) => Ok(Delegated::top()),
+            Self::V2(hierarchy) => {
+                let delegated = Delegated::take(hierarchy.root(), scope)?;
+                hierarchy.begin_at(delegated.base());
+                Ok(delegated)
+            }
+        }
+    }
+
+    /// The cgroup that sandboxes' cgroups are below, from the top of each tree.
+    pub(crate) fn base(&self) -> &Path {
+        match self {
+            Self::V1(_) => Path::new(""),
+            Self::V2(hierarchy) => hierarchy.base(),
+        }
+    }
+
     /// Makes what all sandboxes of an instance share.
     pub(crate) fn prepare(&self, instance: &Path) -> Result<(), CgroupError> {
         match self {
@@ -132,7 +165,7 @@ impl Hierarchy {
         }
     }
 
-    /// Every place where a cgroup of an instance may be.
+    /// The top of every tree in which sandboxes have cgroups.
     pub(crate) fn roots(&self) -> Vec<PathBuf> {
         match self {
             Self::V1(hierarchy) => hierarchy.roots(),
@@ -147,11 +180,11 @@ impl Cgroup {
     /// `agent_uid` is the host's uid of the sandbox's root, who must be able to enter the job's leaf on v2.
     pub(crate) fn make(
         hierarchy: &Hierarchy,
-        name: PathBuf,
+        name: &Path,
         limits: &Limits,
         agent_uid: u32,
     ) -> Result<Self, CgroupError> {
-        let cgroup = Self { hierarchy: hierarchy.clone(), name, whole: false };
+        let cgroup = Self { hierarchy: hierarchy.clone(), name: hierarchy.base().join(name), whole: false };
         let made = match hierarchy {
             Hierarchy::V1(v1) => v1.make(&cgroup.name, limits),
             Hierarchy::V2(v2) => v2.make(&cgroup.name, limits, agent_uid),

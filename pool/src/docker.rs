@@ -28,7 +28,7 @@ mod settings;
 mod stream;
 
 use std::{
-    fs,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -60,7 +60,7 @@ use crate::{
     channel::Channel,
     chroot::plan::{Kind, Task},
     greeting,
-    id::{GenerationId, Id},
+    id::{GenerationId, Id, InstanceId},
     instance,
     lease::Proof,
     limits::Limits,
@@ -207,7 +207,7 @@ impl Tier {
         generation: GenerationId,
     ) -> Order {
         let instance = &self.workshop.instance;
-        let parent = instance::containers_cgroup_name(instance.id());
+        let parent = self.workshop.hierarchy().base().join(instance::containers_cgroup_name(instance.id()));
         Order {
             image: name,
             uid: uids.base() + image.config.user,
@@ -307,10 +307,10 @@ fn check(sandbox: &Sandbox, leader: i32, image: &Image) -> Result<(), MakeError>
 }
 
 /// The cgroups that a daemon makes above those of a process's containers, in every tree: it leaves them.
-pub(crate) fn remove_cgroups_of(instance: crate::id::InstanceId) -> std::io::Result<()> {
+pub(crate) fn remove_cgroups_of(instance: InstanceId, base: &Path) -> io::Result<()> {
     for tree in cgroup::every_tree()? {
-        match fs::remove_dir(tree.join(instance::containers_cgroup_name(instance))) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        match fs::remove_dir(tree.join(base).join(instance::containers_cgroup_name(instance))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }

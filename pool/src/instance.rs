@@ -5,14 +5,19 @@
 //! <run dir>/instances/<instance>/owner   node (data directory), pid, boot: what the reaper goes by
 //! <run dir>/instances/<instance>/name    the instance, by which its claims are signed
 //! <run dir>/instances/<instance>/docker  the daemon at which it makes containers, if it makes any
+//! <run dir>/instances/<instance>/base    the cgroup that its sandboxes' cgroups are below, if not the top of the tree
 //! <run dir>/uids/<range>                 a link to the name of the instance that holds a range of user ids
 //! <run dir>/root, <run dir>/disk         empty directories that sandboxes mount on, each in its own mount namespace
 //! ```
 
 use std::{
+    ffi::OsString,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,6 +27,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::{Id, InstanceId};
+
+/// The file of a mark that names a cgroup.
+const BASE: &str = "base";
 
 /// The run directory cannot be used.
 #[derive(Debug, Error)]
@@ -103,6 +111,13 @@ impl Instance {
         instances(&self.inner.run_dir).join(self.inner.id.to_string())
     }
 
+    /// Notes below which cgroup sandboxes have theirs. Before the first of them: whoever finds this process dead looks
+    /// there.
+    pub(crate) fn note_base(&self, base: &Path) -> Result<(), InstanceError> {
+        let path = self.mark().join(BASE);
+        fs::write(&path, base.as_os_str().as_bytes()).map_err(|error| InstanceError { path, error })
+    }
+
     /// The file with this process's name.
     pub(crate) fn signature(&self) -> PathBuf {
         self.mark().join("name")
@@ -123,6 +138,11 @@ impl Instance {
         self.inner.run_dir.join("disk")
     }
 
+    /// What systemd calls the scope of this instance, where it has one.
+    pub(crate) fn scope(&self) -> String {
+        format!("mayfly-{}.scope", self.inner.id)
+    }
+
     /// The name of this instance's cgroup below each controller.
     pub(crate) fn cgroup(&self) -> PathBuf {
         cgroup_name(self.inner.id)
@@ -139,6 +159,11 @@ fn lay_out(directory: &Path, id: InstanceId, node: &Path) -> io::Result<(Flock<F
     let lock =
         Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io::Error::from(errno))?;
     Ok((lock, boot))
+}
+
+/// The cgroup that an instance's cgroups are below, from the top of each tree.
+pub(crate) fn base(mark: &Path) -> PathBuf {
+    fs::read(mark.join(BASE)).map(|bytes| OsString::from_vec(bytes).into()).unwrap_or_default()
 }
 
 pub(crate) fn cgroup_name(id: InstanceId) -> PathBuf {

@@ -200,7 +200,6 @@ impl Pool {
         let ledger = Arc::new(ledger);
         let swept = Swept::default();
         swept.note(&ground.sweep(&ledger));
-        ground.hierarchy.prepare(&instance.cgroup())?;
         let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?);
         let tiers = Arc::new(Tiers {
             chroot: Chroot::new(Arc::clone(&workshop)),

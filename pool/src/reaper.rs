@@ -146,26 +146,37 @@ impl Ground {
 
     fn cgroups_of(&self, instance: InstanceId) -> Vec<PathBuf> {
         let names = [instance::cgroup_name(instance), instance::containers_cgroup_name(instance)];
-        let roots = self.hierarchy.roots();
+        let roots = self.roots_of(instance);
         let places = roots.iter().flat_map(|root| names.iter().map(|name| root.join(name)));
         places.flat_map(|place| below(&place).unwrap_or_default()).collect()
     }
 
-    /// Destroys first, forgets after.
+    /// Below which directories an instance's cgroups are.
+    fn roots_of(&self, instance: InstanceId) -> Vec<PathBuf> {
+        let base = self.base_of(instance);
+        self.hierarchy.roots().into_iter().map(|root| root.join(&base)).collect()
+    }
+
+    fn base_of(&self, instance: InstanceId) -> PathBuf {
+        instance::base(&instance::instances(&self.run_dir).join(instance.to_string()))
+    }
+
+    /// Destroys first, forgets after. A scope that systemd made for the instance goes when it is empty.
     fn end(&self, dead: &Dead, ledger: &Ledger) -> io::Result<()> {
         let name = instance::cgroup_name(dead.instance);
-        for root in self.hierarchy.roots() {
+        for root in self.roots_of(dead.instance) {
             end_tree(&root.join(&name))?;
         }
         if let Some(daemon) = docker::noted(&dead.place) {
             // What runs is ended whether or not the daemon is there; what it keeps, by itself.
             let name = instance::containers_cgroup_name(dead.instance);
-            for root in self.hierarchy.roots() {
+            for root in self.roots_of(dead.instance) {
                 end_processes(&root.join(&name))?;
             }
             docker::remove(&daemon, dead.instance).map_err(io::Error::other)?;
+            let base = self.base_of(dead.instance);
             for tree in every_tree()? {
-                end_tree(&tree.join(&name))?;
+                end_tree(&tree.join(&base).join(&name))?;
             }
         }
         uids::release_claims_of(&instance::uids(&self.run_dir), dead.instance)?;
@@ -175,13 +186,13 @@ impl Ground {
 
     /// Removes the cgroup that held an instance's sandboxes, once they are gone.
     pub(crate) fn remove_cgroups_of(&self, instance: InstanceId) -> io::Result<()> {
-        for root in self.hierarchy.roots() {
+        for root in self.roots_of(instance) {
             match fs::remove_dir(root.join(instance::cgroup_name(instance))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        docker::remove_cgroups_of(instance)
+        docker::remove_cgroups_of(instance, &self.base_of(instance))
     }
 }
 

@@ -8,7 +8,7 @@ use images::{Image, RootMode};
 use thiserror::Error;
 
 use crate::{
-    cgroup::{Cgroup, CgroupError, Hierarchy},
+    cgroup::{Cgroup, CgroupError, Delegated, Hierarchy},
     chroot::{
         Spawner,
         plan::{Entries, Plan},
@@ -16,7 +16,7 @@ use crate::{
     docker::DockerError,
     greeting::GreetingError,
     id::GenerationId,
-    instance::Instance,
+    instance::{Instance, InstanceError},
     ledger::LedgerError,
     limits::Limits,
     nspawn::NotInstalled,
@@ -44,6 +44,8 @@ pub(crate) fn identity(image: &Image) -> Identity {
 pub(crate) struct Workshop {
     pub(crate) instance: Instance,
     hierarchy: Hierarchy,
+    /// Goes after the sandboxes.
+    _delegated: Delegated,
     pub(crate) spawner: Spawner,
     pub(crate) undertaker: Undertaker,
 }
@@ -54,6 +56,12 @@ pub enum OpenError {
     /// The spawner process did not start.
     #[error("cannot start the process that clones sandboxes")]
     Spawner(#[source] io::Error),
+    /// There is no place for the cgroups of sandboxes.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The place cannot be noted.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
 }
 
 /// A sandbox could not be made. Nothing of it is left.
@@ -118,9 +126,16 @@ pub enum MakeError {
 }
 
 impl Workshop {
-    pub(crate) fn open(program: &Path, instance: Instance, hierarchy: Hierarchy) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        program: &Path,
+        instance: Instance,
+        mut hierarchy: Hierarchy,
+    ) -> Result<Self, OpenError> {
+        let delegated = hierarchy.delegate(&instance.scope())?;
+        instance.note_base(hierarchy.base())?;
+        hierarchy.prepare(&instance.cgroup())?;
         let spawner = Spawner::start(program).map_err(OpenError::Spawner)?;
-        Ok(Self { instance, hierarchy, spawner, undertaker: Undertaker::start() })
+        Ok(Self { instance, hierarchy, _delegated: delegated, spawner, undertaker: Undertaker::start() })
     }
 
     pub(crate) fn hierarchy(&self) -> &Hierarchy {
@@ -131,7 +146,7 @@ impl Workshop {
     pub(crate) fn lay_out(&self, generation: GenerationId, limits: &Limits) -> Result<Remains, MakeError> {
         let uids = UidRange::claim(&self.instance.uids(), &self.instance.signature())?;
         let name = self.instance.cgroup().join(generation.to_string());
-        let cgroup = Cgroup::make(&self.hierarchy, name, limits, uids.base())?;
+        let cgroup = Cgroup::make(&self.hierarchy, &name, limits, uids.base())?;
         Ok(Remains::new(cgroup, uids, &self.undertaker))
     }
 

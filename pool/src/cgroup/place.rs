@@ -21,6 +21,13 @@ pub(super) fn place_of(table: &str, controllers: &[&str], unique: &str) -> Optio
     (own && same).then(|| first.into())
 }
 
+/// Where a process is in the tree of version 2.
+pub(super) fn place_of_all(table: &str) -> Option<PathBuf> {
+    let place = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    // The cgroup was removed under its last, dead process.
+    (!place.ends_with(" (deleted)")).then(|| place.into())
+}
+
 /// Every tree of cgroups on this host, whatever it counts. A container engine makes cgroups in all.
 pub(crate) fn every_tree() -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
@@ -57,6 +64,15 @@ mod tests {
                 ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
             ]
         );
+    }
+
+    #[test]
+    fn the_tree_of_version_2_has_a_line_without_a_controller() {
+        let table = "1:name=systemd:/\n0::/system.slice/a.service\n";
+        assert_eq!(place_of_all(table), Some("system.slice/a.service".into()));
+        assert_eq!(place_of_all("0::/\n"), Some("".into()));
+        assert_eq!(place_of_all("4:memory:/a\n"), None);
+        assert_eq!(place_of_all("0::/a (deleted)\n"), None);
     }
 
     #[test]

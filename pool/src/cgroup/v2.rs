@@ -1,7 +1,7 @@
 //! cgroup v2: one tree for all controllers.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt, chown},
@@ -19,10 +19,12 @@ use crate::{
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// Where the tree is mounted.
+/// Where the tree is mounted, and which part of it is mayfly's.
 #[derive(Debug, Clone)]
 pub(crate) struct Hierarchy {
     root: PathBuf,
+    /// Relative to the root; empty where all of it is.
+    base: PathBuf,
 }
 
 impl Hierarchy {
@@ -30,16 +32,27 @@ impl Hierarchy {
     pub(super) fn with_controllers(root: PathBuf) -> Option<Self> {
         let there = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
         let there: Vec<&str> = there.split_whitespace().collect();
-        CONTROLLERS.iter().all(|controller| there.contains(controller)).then_some(Self { root })
+        CONTROLLERS
+            .iter()
+            .all(|controller| there.contains(controller))
+            .then(|| Self { root, base: PathBuf::new() })
     }
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    pub(super) fn begin_at(&mut self, base: &Path) {
+        base.clone_into(&mut self.base);
+    }
+
     pub(super) fn make(&self, name: &Path, limits: &Limits, agent_uid: u32) -> Result<(), CgroupError> {
         let sandbox = self.root.join(name);
-        make_dir(&sandbox)?;
+        self.make_below_base(name)?;
         self.delegate_down_to(name)?;
         let (agent, job) = (sandbox.join("agent"), sandbox.join("job"));
         make_dir(&agent)?;
@@ -86,16 +99,31 @@ impl Hierarchy {
         write(&job.join("cpu.max"), &cpu_max(limits))
     }
 
-    /// Hands the controllers down from the root to the sandbox's directory.
-    fn delegate_down_to(&self, name: &Path) -> Result<(), CgroupError> {
-        let wanted = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
-        let mut directory = self.root.clone();
-        write(&directory.join("cgroup.subtree_control"), &wanted)?;
-        for part in name {
+    /// Never the base itself: one that systemd has taken away is not made again behind its back.
+    fn make_below_base(&self, name: &Path) -> Result<(), CgroupError> {
+        let Ok(below) = name.strip_prefix(&self.base) else { return Ok(()) };
+        let mut directory = self.root.join(&self.base);
+        for part in below {
             directory.push(part);
-            write(&directory.join("cgroup.subtree_control"), &wanted)?;
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(CgroupError::Make { path: directory, error });
+                }
+                _ => {}
+            }
         }
         Ok(())
+    }
+
+    /// Hands the controllers down to the sandbox's directory, from the base or, in a cgroup of somebody else's, from there:
+    /// what is above is its owner's to write.
+    fn delegate_down_to(&self, name: &Path) -> Result<(), CgroupError> {
+        let wanted = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+        let mut ours: Vec<_> =
+            name.ancestors().filter(|part| *part == name || part.starts_with(&self.base)).collect();
+        ours.reverse();
+        ours.into_iter()
+            .try_for_each(|part| write(&self.root.join(part).join("cgroup.subtree_control"), &wanted))
     }
 
     pub(super) fn directory(&self, leaf: &Path) -> Result<OwnedFd, CgroupError> {

@@ -1,6 +1,7 @@
 //! Which cgroup hierarchy carries the limits here, and whether this process may make cgroups in it.
 //!
-//! Looks at the same places in which sandboxes get theirs: the top of each mounted hierarchy.
+//! Looks at the same places in which sandboxes get theirs: the top of each mounted hierarchy or, where systemd is the
+//! first process, what it delegates.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use super::facts::Facts;
 use super::{Finding, State};
+use crate::cgroup::{BOOTED, Delegated, Form};
 
 /// A sandbox without any one of these is not made.
 const V2_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -44,7 +46,11 @@ pub(super) fn look(facts: &Facts) -> Cgroups {
         && words(facts, &tree.point, "cgroup.controllers").contains_all(&V2_CONTROLLERS)
     {
         let limits = limits(State::Ok, "memory, pids and cpu, version 2".into());
-        let writable = crowded(facts, &tree.point).unwrap_or_else(|| writable(facts, &[&tree.point]));
+        let writable = if has_systemd(facts) {
+            delegated(&tree.point)
+        } else {
+            crowded(facts, &tree.point).unwrap_or_else(|| writable(facts, &[&tree.point]))
+        };
         return Cgroups { mode: CgroupMode::V2, findings: vec![limits, writable] };
     }
     let tree_of = |name: &&str| mounts.iter().find(|mount| mount.version == 1 && mount.has(name));
@@ -60,7 +66,17 @@ pub(super) fn look(facts: &Facts) -> Cgroups {
     trees.dedup();
     let mode = if unified.is_some() { CgroupMode::Hybrid } else { CgroupMode::V1 };
     let limits = limits(State::Ok, "memory, pids and cpu, version 1".into());
-    Cgroups { mode, findings: vec![limits, writable(facts, &trees)] }
+    let mut writable = writable(facts, &trees);
+    if writable.state == State::Ok && has_systemd(facts) {
+        writable.state = State::Degraded;
+        writable.detail.push_str(", beside systemd's own: version 1 knows no delegation");
+        writable = writable.mended_by("boot with systemd.unified_cgroup_hierarchy=1");
+    }
+    Cgroups { mode, findings: vec![limits, writable] }
+}
+
+fn has_systemd(facts: &Facts) -> bool {
+    facts.path(BOOTED).exists()
 }
 
 fn limits(state: State, detail: String) -> Finding {
@@ -83,6 +99,35 @@ fn writable(facts: &Facts, trees: &[&Path]) -> Finding {
     }
     let parent = trees.first().and_then(|tree| if trees.len() > 1 { tree.parent() } else { Some(*tree) });
     making(State::Ok, format!("works below {}", parent.unwrap_or(Path::new("/")).display()))
+}
+
+/// What systemd delegates to whoever asks as this process does, and whether a cgroup can be made there.
+fn delegated(tree: &Path) -> Finding {
+    let name = format!("mayfly-doctor-{}", std::process::id());
+    let rehearse = |base: &Path| {
+        let probe = tree.join(base).join(&name);
+        fs::create_dir(&probe)
+            .and_then(|()| fs::remove_dir(&probe))
+            .map_err(|error| format!("{}: {error}", probe.display()))
+    };
+    let asked = Form::of_this_process(tree).map_err(|error| error.to_string());
+    let seen = asked.and_then(|form| match form {
+        Form::Top => Err("systemd went away".to_owned()),
+        Form::Unit(base) => {
+            rehearse(&base)?;
+            Ok(format!("below this unit's own cgroup, {} (Delegate=yes)", base.display()))
+        }
+        Form::Scope => {
+            let scope = Delegated::take(tree, &format!("{name}.scope")).map_err(|error| error.to_string())?;
+            rehearse(scope.base())?;
+            Ok("in a scope that systemd makes for each mayfly; below its own unit where that says Delegate=yes".to_owned())
+        }
+    });
+    match seen {
+        Ok(detail) => making(State::Ok, detail),
+        Err(detail) => making(State::Missing, detail)
+            .mended_by("run as root where systemd-run works, or in a unit with Delegate=yes"),
+    }
 }
 
 /// A container's version 2 tree hands controllers down only while no process sits at its top.
@@ -189,6 +234,17 @@ mod tests {
         let seen = planted(&[("/proc/self/mountinfo", &v1(&V1_CONTROLLERS))]);
         assert_eq!(seen.mode, CgroupMode::V1);
         assert_eq!(seen.findings[1].state, State::Missing);
+    }
+
+    #[test]
+    fn version_1_beside_systemd_is_weaker() {
+        let mounts = v1(&V1_CONTROLLERS);
+        let places = V1_CONTROLLERS.map(|name| format!("/sys/fs/cgroup/{name}/tasks"));
+        let mut files: Vec<_> = places.iter().map(|place| (place.as_str(), "")).collect();
+        files.extend([("/proc/self/mountinfo", mounts.as_str()), ("/run/systemd/system/unit", "")]);
+        let seen = planted(&files);
+        assert_eq!(seen.findings[1].state, State::Degraded, "{:?}", seen.findings);
+        assert!(seen.findings[1].detail.contains("systemd"));
     }
 
     #[test]

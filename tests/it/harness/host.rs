@@ -12,8 +12,8 @@ use super::dockerd;
 pub(crate) struct Sandbox {
     /// Its directory below the pids controller.
     directory: PathBuf,
-    /// `mayfly-<instance>/<sandbox>`, or `mayfly-<instance>-docker/<container>`.
-    name: PathBuf,
+    /// The same in each tree: `mayfly-<instance>/<sandbox>`, or `mayfly-<instance>-docker/<container>`, wherever those are.
+    everywhere: Vec<PathBuf>,
     generation: String,
 }
 
@@ -39,22 +39,16 @@ impl Sandbox {
     }
 
     fn below(instance: &str) -> Vec<Self> {
-        let instance = Path::new(instance);
-        let directories = cgroup_mounts().into_iter().map(|root| root.join(instance));
+        let directories = cgroups_called(instance);
         // One tree is enough: v2, or the v1 controller that every sandbox is in.
-        let Some(directory) = directories
-            .clone()
-            .find(|path| path.to_string_lossy().contains("/pids/") && path.exists())
-            .or_else(|| directories.clone().find(|path| path.exists()))
-        else {
-            return Vec::new();
-        };
-        let Ok(entries) = fs::read_dir(&directory) else { return Vec::new() };
+        let in_pids = directories.iter().find(|path| path.to_string_lossy().contains("/pids/"));
+        let Some(directory) = in_pids.or(directories.first()) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
         entries
             .flatten()
             .filter(|entry| entry.path().is_dir())
             .map(|entry| Self {
-                name: instance.join(entry.file_name()),
+                everywhere: directories.iter().map(|place| place.join(entry.file_name())).collect(),
                 directory: entry.path(),
                 generation: entry.file_name().into_string().unwrap(),
             })
@@ -86,12 +80,10 @@ impl Sandbox {
 
     /// What a cgroup file of the job's says, whichever version and controller has it.
     pub(crate) fn limit(&self, names: &[&str]) -> String {
-        let found = cgroup_mounts().into_iter().find_map(|root| {
-            names
-                .iter()
-                .find_map(|name| fs::read_to_string(root.join(&self.name).join("job").join(name)).ok())
+        let found = self.everywhere.iter().find_map(|place| {
+            names.iter().find_map(|name| fs::read_to_string(place.join("job").join(name)).ok())
         });
-        found.unwrap_or_else(|| panic!("none of {names:?} for {}", self.name.display())).trim().to_owned()
+        found.unwrap_or_else(|| panic!("none of {names:?} in {:?}", self.everywhere)).trim().to_owned()
     }
 }
 
@@ -104,13 +96,7 @@ pub(crate) fn leftovers(instances: &[String], sessions: &[u32], run_dir: &Path) 
     let mut found = Vec::new();
     for instance in instances {
         let names = [format!("mayfly-{instance}"), format!("mayfly-{instance}-docker")];
-        found.extend(
-            cgroup_mounts()
-                .iter()
-                .flat_map(|root| names.iter().map(|name| root.join(name)))
-                .filter(|path| path.exists())
-                .map(show("cgroup")),
-        );
+        found.extend(names.iter().flat_map(|name| cgroups_called(name)).map(show("cgroup")));
         let mark = run_dir.join("instances").join(instance);
         found.extend(Some(mark).filter(|path| path.exists()).map(show("mark")));
     }
@@ -145,6 +131,25 @@ pub(crate) fn mounts_below(places: &[&Path]) -> Vec<String> {
         .map(ToOwned::to_owned)
         .collect()
 }
+
+/// Every cgroup of this name: at the top of a tree or, where systemd is the first process, in a unit of it.
+fn cgroups_called(name: &str) -> Vec<PathBuf> {
+    let mut units = cgroup_mounts();
+    let mut found = Vec::new();
+    while let Some(unit) = units.pop() {
+        found.extend(Some(unit.join(name)).filter(|path| path.exists()));
+        // What is removed meanwhile has nothing in it.
+        let below = fs::read_dir(&unit).into_iter().flatten().flatten().map(|entry| entry.path());
+        units
+            .extend(below.filter(|path| {
+                path.extension().is_some_and(|kind| UNITS.iter().any(|known| kind == *known))
+            }));
+    }
+    found
+}
+
+/// What the directory of a unit with cgroups ends with.
+const UNITS: [&str; 3] = ["slice", "scope", "service"];
 
 /// `cgroup` and `cgroup2` mounts, see proc(5).
 fn cgroup_mounts() -> Vec<PathBuf> {
