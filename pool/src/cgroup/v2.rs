@@ -153,3 +153,50 @@ impl Hierarchy {
 fn cpu_max(limits: &Limits) -> String {
     format!("{} {CPU_PERIOD_US}", u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of plain files: what would be written, and where.
+    fn planted(directories: &[&str]) -> (tempfile::TempDir, Hierarchy) {
+        let root = tempfile::tempdir().unwrap();
+        for directory in directories {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
+        }
+        let mut hierarchy = Hierarchy { root: root.path().to_owned(), base: PathBuf::new() };
+        hierarchy.begin_at(Path::new("a.slice/our.scope"));
+        (root, hierarchy)
+    }
+
+    fn hands_down(root: &Path, cgroup: &str) -> bool {
+        root.join(cgroup).join("cgroup.subtree_control").exists()
+    }
+
+    #[test]
+    fn controllers_are_handed_down_from_the_base_and_never_above_it() {
+        let (root, hierarchy) = planted(&["a.slice/our.scope/mayfly-1/sandbox"]);
+        hierarchy.delegate_down_to(Path::new("a.slice/our.scope/mayfly-1/sandbox")).unwrap();
+        for ours in ["a.slice/our.scope", "a.slice/our.scope/mayfly-1", "a.slice/our.scope/mayfly-1/sandbox"]
+        {
+            assert!(hands_down(root.path(), ours), "{ours}");
+        }
+        assert!(!hands_down(root.path(), "a.slice") && !hands_down(root.path(), ""));
+    }
+
+    #[test]
+    fn of_a_container_that_another_program_made_only_its_own_cgroup_is_written() {
+        let (root, hierarchy) = planted(&["b.slice/docker-1.scope"]);
+        hierarchy.delegate_down_to(Path::new("b.slice/docker-1.scope")).unwrap();
+        assert!(hands_down(root.path(), "b.slice/docker-1.scope"));
+        assert!(!hands_down(root.path(), "b.slice") && !hands_down(root.path(), ""));
+    }
+
+    #[test]
+    fn a_base_that_systemd_took_away_is_not_made_again() {
+        let (root, hierarchy) = planted(&["a.slice"]);
+        let made = hierarchy.make(Path::new("a.slice/our.scope/mayfly-1/s"), &Limits::default(), 0);
+        assert!(matches!(made, Err(CgroupError::Make { .. })), "{made:?}");
+        assert!(!root.path().join("a.slice/our.scope").exists());
+    }
+}
