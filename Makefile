@@ -19,12 +19,13 @@ run: setup ## build mayfly and run the example job in a sandbox
 	@scripts/as-root examples/first-agent/run $(TARGET)/release/mayfly
 
 test: setup ## build everything and run every test (as root)
-	@scripts/packages test
+	@scripts/packages test guest
 	cargo build --workspace --all-targets --features failpoints
 	for image in $(IMAGES); do scripts/as-root $(TARGET)/debug/mayfly image build $$image; done
 	@scripts/as-root rm -f $(MAYFLY_SKIPPED)
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --workspace --features failpoints --no-fail-fast
 	@scripts/as-root scripts/short $(TARGET)/debug/mayfly
+	@scripts/as-root scripts/guest-systemd $(TARGET) $(TARGET)/debug/mayfly
 	@if [ -e $(MAYFLY_SKIPPED) ]; then echo 'What could not be run here:'; sort -u $(MAYFLY_SKIPPED) | sed 's/^skipped: /  /'; else echo 'No test was skipped.'; fi
 
 lint: ## check format, lints, docs, scripts and licences
@@ -50,8 +51,8 @@ bench: setup ## measure whole runs, sandboxes of each tier, a batch and the serv
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly
 	@scripts/bench-serve
 
-soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch and 200 of hosts that must lose nothing
-	@scripts/packages test
+soak: setup ## runs on each tier that must leave nothing, kills of a batch and of hosts that must lose nothing, the suite under systemd
+	@scripts/packages test guest
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 1000
 	@scripts/as-root scripts/soak $(TARGET)/release/mayfly 500 nspawn
@@ -60,11 +61,15 @@ soak: setup ## runs on each tier that must leave nothing, 50 kills of a batch an
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000
 	@scripts/soak-serve 200
+	@cargo build --bin mayfly --features failpoints
+	@suite=$$(cargo test --test it --features failpoints --no-run --message-format=json | sed -n 's|.*"executable":"\([^"]*/it-[^"]*\)".*|\1|p'); \
+	scripts/as-root scripts/guest-systemd $(TARGET) $(TARGET)/debug/mayfly "$$suite"
 
-guest: setup ## run jobs in a guest with Debian's kernel and cgroup v2
+guest: setup ## run jobs in guests with Debian's kernel and cgroup v2, without and with systemd
 	@scripts/packages guest
 	@cargo build --release --bin mayfly
 	@scripts/as-root scripts/guest $(TARGET)/release/mayfly
+	@scripts/as-root scripts/guest-systemd $(TARGET) $(TARGET)/release/mayfly
 
 fuzz: ## fuzz the frame decoders of both ends, 5 minutes each
 	@scripts/packages build fuzz
