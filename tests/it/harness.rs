@@ -22,6 +22,6 @@ pub(crate) use self::{
     host::Sandbox,
     node::Node,
     process::{Finished, Mayfly, Running},
-    tiers::{Place, Tier, on, on_every_tier, ready, result_of},
+    tiers::{Place, Tier, in_guest, on, on_every_tier, ready, result_of},
     wait::eventually,
 };

@@ -7,6 +7,8 @@ use std::{
     sync::OnceLock,
 };
 
+use super::tiers::in_guest;
+
 const SHARED: [&str; 2] = ["minimal", "base"];
 
 /// The store that holds `minimal` and `base`.
@@ -21,8 +23,7 @@ pub(crate) fn store() -> &'static PathBuf {
         let building = File::create(data.join("test-images.lock")).unwrap();
         building.lock().unwrap();
         // A guest is given them, and has nothing to build them with.
-        let there = std::env::var_os("MAYFLY_TEST_IMAGES_ARE_THERE").is_some();
-        for image in SHARED.into_iter().filter(|_| !there) {
+        for image in SHARED.into_iter().filter(|_| !in_guest()) {
             let built = Command::new(env!("CARGO_BIN_EXE_mayfly"))
                 .args(["image", "build", image])
                 .env("MAYFLY_DATA_DIR", &data)

@@ -32,6 +32,11 @@ impl Tier {
 const FIRST_ID: u32 = 0x7000_0000;
 const IDS: u32 = 0x1_0000;
 
+/// Whether all of this runs in a guest of scripts/guest-systemd: emulated, so that every program takes ten times as long.
+pub(crate) fn in_guest() -> bool {
+    std::env::var_os("MAYFLY_TEST_IN_GUEST").is_some()
+}
+
 /// Where a behaviour is looked at: a tier, on a node of the test's own.
 #[derive(Debug)]
 pub(crate) struct Place {
