@@ -1,9 +1,12 @@
 //! This node as the command line and `mayfly.toml` describe it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
-use pool::{DockerSettings, PoolConfig, host::Query};
+use pool::{DockerSettings, Nobody, PoolConfig, host::Query};
 use scheduler::config::{Config, ConfigError};
 use worker::{ErrorReport, causes};
 
@@ -57,6 +60,7 @@ impl Places {
             settings: config.pool.settings(),
             docker: docker(config),
             vm: config.vm.settings(),
+            witness: Arc::new(Nobody),
             classes: config.shapes(),
         }
     }

@@ -32,6 +32,7 @@ mod turns;
 mod uids;
 mod vm;
 mod watch;
+mod witness;
 mod workshop;
 
 pub use body::{DestroyError, NarrowError, Usage};
@@ -45,7 +46,9 @@ pub use ledger::{Audit, Ended, Event, Finding, JobRef, LedgerError, Story, Unpro
 pub use limits::{LimitError, Limits};
 pub use nspawn::{Installed as InstalledNspawn, NotInstalled as NoNspawn};
 pub use pool::{CheckoutError, KindStatus, OpenError, Pool, PoolConfig, Want, reap};
+pub use pressure::Pressure;
 pub use reaper::Leftover;
 pub use tier::{Tier, UnknownTier};
 pub use vm::{Accel, Accelerator, Kernel as VmKernel, Vm as VmSettings, VmError};
+pub use witness::{Happening, Nobody, Witness};
 pub use workshop::{MakeError, OpenError as WorkshopOpenError};

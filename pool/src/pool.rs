@@ -20,7 +20,7 @@ use crate::{
     id::InstanceId,
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
-    lease::{Clean, ColdReason, Lease},
+    lease::{Clean, ColdReason, Lease, Proof},
     ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
     nspawn::Nspawn,
@@ -30,6 +30,7 @@ use crate::{
     shapes::{Shape, Shapes},
     tier::Tier,
     vm::{self, Vm as VmSettings},
+    witness::{Happening, Nobody, Witness},
     workshop::{self, MakeError, Workshop},
 };
 
@@ -49,6 +50,8 @@ pub struct PoolConfig {
     pub docker: DockerSettings,
     /// How virtual machines are made, if any are wanted.
     pub vm: VmSettings,
+    /// Who hears what becomes of sandboxes.
+    pub witness: Arc<dyn Witness>,
     /// The classes of limits of which sandboxes are made ahead. None: each set of limits that is asked for is one.
     pub classes: Vec<Limits>,
 }
@@ -199,7 +202,7 @@ impl Pool {
         let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
         let ledger = Arc::new(ledger);
         let swept = Swept::default();
-        swept.note(&ground.sweep(&ledger));
+        swept.note(&ground.sweep(&ledger, &*config.witness));
         let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?);
         let tiers = Arc::new(Tiers {
             chroot: Chroot::new(Arc::clone(&workshop)),
@@ -213,6 +216,7 @@ impl Pool {
             vm: vm::Tier::new(Arc::clone(&workshop), images.clone(), config.vm.clone(), &config.run_dir),
             workshop,
             ledger: Arc::clone(&ledger),
+            witness: Arc::clone(&config.witness),
         });
         let keeper = Keeper::start(Arc::clone(&tiers), config.settings.clone());
         let reaper = tokio::spawn(sweep_forever(ground.clone(), Arc::clone(&tiers), swept.clone()));
@@ -337,8 +341,9 @@ async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
     for look in 0_u64.. {
         tokio::time::sleep(SWEEPS).await;
         let (ground, ledger, swept) = (ground.clone(), Arc::clone(&tiers.ledger), swept.clone());
+        let witness = Arc::clone(&tiers.witness);
         let sweep = move || {
-            swept.note(&ground.sweep(&ledger));
+            swept.note(&ground.sweep(&ledger, &*witness));
             if look % SWEEPS_TO_FORGET == 0 {
                 forget_old(&ground.node);
             }
@@ -390,7 +395,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
         return Ok(ground.find().iter().map(|dead| ground.describe(dead)).collect());
     }
     let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
-    let ended = ground.sweep(&ledger);
+    let ended = ground.sweep(&ledger, &Nobody);
     forget_old(data_dir);
     leave_place(&instance, &ground, ledger, false);
     Ok(ended)
@@ -405,6 +410,19 @@ pub(crate) struct Tiers {
     vm: vm::Tier,
     workshop: Arc<Workshop>,
     ledger: Arc<Ledger>,
+    witness: Arc<dyn Witness>,
+}
+
+impl Tiers {
+    async fn proof(&self, kind: &Blueprint) -> Result<Proof, MakeError> {
+        let image = Arc::clone(&kind.image);
+        match kind.tier {
+            Tier::Chroot => self.chroot.make(image, kind.limits).await,
+            Tier::Nspawn => self.nspawn.make(image, kind.limits).await,
+            Tier::Docker => self.docker.make(image, kind.limits).await,
+            Tier::Vm => self.vm.make(image, kind.limits).await,
+        }
+    }
 }
 
 impl Maker for Arc<Tiers> {
@@ -413,16 +431,18 @@ impl Maker for Arc<Tiers> {
     type Error = MakeError;
 
     async fn make(&self, kind: &Blueprint) -> Result<Clean, MakeError> {
-        let image = Arc::clone(&kind.image);
-        let proof = match kind.tier {
-            Tier::Chroot => self.chroot.make(image, kind.limits).await?,
-            Tier::Nspawn => self.nspawn.make(image, kind.limits).await?,
-            Tier::Docker => self.docker.make(image, kind.limits).await?,
-            Tier::Vm => self.vm.make(image, kind.limits).await?,
-        };
-        let generation = proof.generation;
-        self.ledger.append(Event::Clean { generation, tier: kind.tier, image: image_name(&kind.image) })?;
-        Ok(Clean::prove(proof, Obituary::new(Arc::clone(&self.ledger), generation)))
+        let tier = kind.tier;
+        let proof = self.proof(kind).await.inspect_err(|_| self.witness.hear(Happening::NotMade { tier }))?;
+        let (generation, body) = (proof.generation, &proof.body);
+        self.ledger.append(Event::Clean { generation, tier, image: image_name(&kind.image) })?;
+        self.witness.hear(Happening::Made {
+            tier,
+            took: proof.making,
+            old_runtime: body.caveat().is_some(),
+            accelerator: body.accelerator(),
+        });
+        let (ledger, witness) = (Arc::clone(&self.ledger), Arc::clone(&self.witness));
+        Ok(Clean::prove(proof, Obituary::new(ledger, generation, tier, witness)))
     }
 
     async fn discard(&self, clean: Clean) {

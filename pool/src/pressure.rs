@@ -8,15 +8,36 @@ const STALLED_PERCENT: f64 = 40.0;
 /// Less available memory than this share of the whole means that nothing is made ahead.
 const LEAST_AVAILABLE: f64 = 0.05;
 
+/// How busy the host is.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pressure {
+    /// For which share of the last ten seconds some process waited for a CPU, in percent. `None`: the kernel does not say.
+    pub cpu: Option<f64>,
+    /// The same for memory.
+    pub memory: Option<f64>,
+    /// The same for disks.
+    pub io: Option<f64>,
+    /// Which share of the memory is available.
+    pub available: Option<f64>,
+}
+
+impl Pressure {
+    /// How it is now: from `/proc/pressure` where the kernel keeps it, and `/proc/meminfo`.
+    #[must_use]
+    pub fn now() -> Self {
+        let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_share(&text));
+        Self { cpu: stalled("cpu"), memory: stalled("memory"), io: stalled("io"), available }
+    }
+}
+
 /// How many sandboxes may be made at once, of `most`: fewer under CPU pressure, one when memory is short.
-///
-/// Pressure is read from `/proc/pressure` where the kernel keeps it, available memory from `/proc/meminfo`.
 pub(crate) fn making_now(most: usize) -> usize {
-    let stalled = |what: &str| {
-        fs::read_to_string(format!("/proc/pressure/{what}")).ok().and_then(|text| some_avg10(&text))
-    };
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_share(&text));
     limit(most, stalled("cpu"), stalled("memory"), available)
+}
+
+fn stalled(what: &str) -> Option<f64> {
+    fs::read_to_string(format!("/proc/pressure/{what}")).ok().and_then(|text| some_avg10(&text))
 }
 
 fn limit(most: usize, cpu: Option<f64>, memory: Option<f64>, available: Option<f64>) -> usize {

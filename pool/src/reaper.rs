@@ -25,6 +25,7 @@ use crate::{
     instance::{self, Owner},
     ledger::{self, Ledger},
     uids,
+    witness::{Happening, Witness},
 };
 
 /// How long the processes of a dead mayfly may take to be gone.
@@ -72,8 +73,8 @@ impl Ground {
     /// Ends everything that dead processes of this node left, and says what that was.
     ///
     /// A failure is logged; the mark stays, so that the next sweep tries again.
-    pub(crate) fn sweep(&self, ledger: &Ledger) -> Vec<Leftover> {
-        let mut ended = Vec::new();
+    pub(crate) fn sweep(&self, ledger: &Ledger, witness: &dyn Witness) -> Vec<Leftover> {
+        let (mut ended, mut stuck) = (Vec::new(), 0);
         for dead in self.find() {
             let leftover = self.describe(&dead);
             match self.end(&dead, ledger) {
@@ -83,9 +84,11 @@ impl Ground {
                 }
                 Err(error) => {
                     tracing::warn!(?leftover, %error, "cannot end all that a dead mayfly left");
+                    stuck += 1;
                 }
             }
         }
+        witness.hear(Happening::Swept { ended: &ended, stuck });
         ended
     }
 

@@ -10,7 +10,7 @@ use tokio::{
     io::Interest,
     sync::mpsc,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -87,9 +87,11 @@ impl Remains {
         drop(self.youth.take());
         let _turn = Arc::clone(&self.turns).end().await;
         let obituary = self.obituary.take();
+        let began = Instant::now();
         let ended = self.end().await;
         if let Some(obituary) = obituary {
-            obituary.write(if ended.is_ok() { Ended::Destroyed } else { Ended::Quarantined });
+            let how = if ended.is_ok() { Ended::Destroyed } else { Ended::Quarantined };
+            obituary.write(how, began.elapsed());
         }
         ended
     }

@@ -87,6 +87,18 @@ pub enum Ended {
     Quarantined,
 }
 
+impl Ended {
+    /// Its name in the ledger and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Destroyed => "destroyed",
+            Self::Reverted => "reverted",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
 /// An event and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
