@@ -12,17 +12,19 @@ mod report;
 
 use std::{
     io::{self, IsTerminal},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, OnceLock},
 };
 
 use clap::Args;
-use pool::{Pool, Tier};
+use pool::{Pool, PoolConfig, Tier};
 use scheduler::{
     Batch, BatchError, Defaults, JournalError, Plan, Policy, Running, Stage, Stop, Stopper,
     control::{self, Identity},
     stop,
+    web::Web,
 };
 use tokio::runtime::Builder;
 use worker::{ErrorReport, Settings, Worker, causes};
@@ -31,6 +33,7 @@ use crate::{
     complaint::{complain, remark},
     exit,
     node::Places,
+    shown,
     streams::Signals,
 };
 
@@ -71,6 +74,9 @@ pub(crate) struct BatchArgs {
     /// With --remote: whose jobs they are. The one tenant of the configuration, if there is only one.
     #[arg(long, requires = "remote")]
     tenant: Option<String>,
+    /// Show metrics and health at this address of this host while the batch runs, such as 127.0.0.1:9477.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "remote")]
+    metrics: Option<SocketAddr>,
     /// Print what became of the jobs as JSON on stdout.
     #[arg(long)]
     json: bool,
@@ -78,7 +84,7 @@ pub(crate) struct BatchArgs {
 
 /// Runs the batch and says how it went.
 pub(crate) fn run(args: BatchArgs, places: &Places) -> ExitCode {
-    let json = args.json;
+    let (json, shown_at) = (args.json, args.metrics);
     let (plan, service) = match args.into_plan(places) {
         Ok(planned) => planned,
         Err(error) => {
@@ -89,7 +95,7 @@ pub(crate) fn run(args: BatchArgs, places: &Places) -> ExitCode {
     let results = plan.results.clone();
     let started = Builder::new_multi_thread().enable_all().build();
     let ran = match started {
-        Ok(runtime) => runtime.block_on(attend(plan, service, places)),
+        Ok(runtime) => runtime.block_on(attend(plan, service, shown_at, places)),
         Err(error) => Err(no_start(&error)),
     };
     match ran {
@@ -148,10 +154,19 @@ impl BatchArgs {
     }
 }
 
-async fn attend(plan: Plan, service: Option<remote::Service>, places: &Places) -> Result<Ran, ErrorReport> {
+async fn attend(
+    plan: Plan,
+    service: Option<remote::Service>,
+    shown_at: Option<SocketAddr>,
+    places: &Places,
+) -> Result<Ran, ErrorReport> {
     let (stopper, stop) = stop();
     let interrupted_by = Arc::new(OnceLock::new());
     let signals = Signals::catch().map_err(|error| no_start(&error))?;
+    let place = match shown_at {
+        Some(address) => Some(shown::place_of_batch(address).await?),
+        None => None,
+    };
     let (jobs, results, slots) = (plan.jobs.clone(), plan.results.clone(), plan.slots);
     let batch = Batch::open(plan).map_err(|error| refused(&error, places))?;
     if batch.left() == 0 {
@@ -173,8 +188,17 @@ async fn attend(plan: Plan, service: Option<remote::Service>, places: &Places) -
         tokio::spawn(heed(signals, stopper.clone(), interrupted_by.clone(), remote::ENDED));
         return Ok(remote::work(running, &stopper, &stop, interrupted_by.as_ref()).await);
     }
-    let pool = open_pool(places, slots)?;
-    let running = batch.with(Worker::new(pool, Settings::default()));
+    let mut settings = pool_settings(places, slots)?;
+    let metrics = place.as_ref().map(|_| shown::of_batch(settings.settings.max_instances));
+    if let Some(metrics) = &metrics {
+        settings.witness = metrics.clone();
+    }
+    let pool = open_pool(&settings)?;
+    let running = batch.with_metrics(Worker::new(pool, Settings::default()), metrics.clone());
+    let web = place.zip(metrics).map(|(place, metrics)| {
+        remark(&format!("metrics and health are at http://{}", place.address()));
+        running.expose(place, metrics, stop.clone())
+    });
     let who = Identity {
         pid: std::process::id(),
         verb: "batch".to_owned(),
@@ -187,11 +211,17 @@ async fn attend(plan: Plan, service: Option<remote::Service>, places: &Places) -
         remark(&format!("`mayfly status` and `mayfly cancel` cannot reach this batch: {error}"));
     }
     tokio::spawn(heed(signals, stopper.clone(), interrupted_by.clone(), "the jobs that run are ended"));
-    Ok(work(running, &stopper, &stop, interrupted_by.as_ref()).await)
+    Ok(work(running, web, &stopper, &stop, interrupted_by.as_ref()).await)
 }
 
 /// Runs the jobs, shows how it goes, and cleans up.
-async fn work(running: Running, stopper: &Stopper, stop: &Stop, interrupted_by: &OnceLock<u8>) -> Ran {
+async fn work(
+    running: Running,
+    web: Option<Web>,
+    stopper: &Stopper,
+    stop: &Stop,
+    interrupted_by: &OnceLock<u8>,
+) -> Ran {
     let clock = std::time::Instant::now();
     let (total, left_before) = (running.total(), running.left());
     let before = running.board().ended();
@@ -210,6 +240,9 @@ async fn work(running: Running, stopper: &Stopper, stop: &Stop, interrupted_by: 
     let retries = running.board().retries();
     let ended = running.board().ended() - before;
     let tally = running.board().tally();
+    if let Some(web) = web {
+        web.close().await;
+    }
     let worker = match running.close().await {
         Ok((worker, _)) => worker,
         Err((worker, error)) => {
@@ -245,11 +278,15 @@ async fn heed(mut signals: Signals, stopper: Stopper, first: Arc<OnceLock<u8>>, 
     }
 }
 
-fn open_pool(places: &Places, slots: usize) -> Result<Pool, ErrorReport> {
+fn pool_settings(places: &Places, slots: usize) -> Result<PoolConfig, ErrorReport> {
     let mut config = places.pool(&places.config()?);
     // Each slot has one in use, one on its way out and one waiting.
     config.settings.max_instances = config.settings.max_instances.max(3 * slots);
-    Pool::open(&config).map_err(|error| {
+    Ok(config)
+}
+
+fn open_pool(config: &PoolConfig) -> Result<Pool, ErrorReport> {
+    Pool::open(config).map_err(|error| {
         let hint = "`mayfly doctor` says what this host needs";
         ErrorReport::new("no sandbox can be made here", causes(&error), hint)
     })

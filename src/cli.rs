@@ -100,7 +100,8 @@ pub(crate) fn main() -> ExitCode {
                 }
             };
             let query = node::query(&places, &config, images);
-            doctor::run(&args, &query, &config, &mut io::stdout().lock()).unwrap_or_else(|error| no_output(&error))
+            doctor::run(&args, &query, &config, &mut io::stdout().lock())
+                .unwrap_or_else(|error| no_output(&error))
         }
         Verb::Audit(args) => match audit::run(args, &places, &mut io::stdout().lock()) {
             Ok(printed) => printed.unwrap_or_else(|error| no_output(&error)),

@@ -23,6 +23,7 @@ mod schema;
 mod serve;
 mod services;
 mod setup;
+mod shown;
 mod status;
 mod streams;
 mod submit;

@@ -8,12 +8,13 @@
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
-use pool::{Pool, Tier, host};
+use pool::{Pool, PoolConfig, Tier, host};
 use scheduler::{
     AmqpOptions, AmqpQueue, Neighbours, Service, Stage, Stop, Stopper,
     broker::LinkHealth,
     config::{BrokerPart, Config},
     control::Identity,
+    metrics::Metrics,
     redis::{Health, HostFacts, RedisStore},
     stop,
 };
@@ -24,6 +25,7 @@ use crate::{
     complaint::{complain, remark},
     node::{self, Places},
     services::{self, carry_out},
+    shown,
     streams::Signals,
 };
 
@@ -48,8 +50,13 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     }
     let signals = Signals::catch()
         .map_err(|error| ErrorReport::new("mayfly cannot start", error.to_string(), "try again"))?;
+    // Before anything is made: whoever cannot have the port hears it at once.
+    let place = shown::place(&config).await?;
     let tiers = offered(&config, places)?;
-    let pool = open_pool(&config, places)?;
+    let metrics = place
+        .as_ref()
+        .map(|_| shown::of_service(&config, &tiers, pool_settings(&config, places).settings.max_instances));
+    let pool = open_pool(&config, places, metrics.clone())?;
     let facts = HostFacts {
         host: host_name(),
         tiers: tiers.iter().map(ToString::to_string).collect(),
@@ -71,7 +78,8 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let slots = config.serve.slots;
     let worker = Worker::new(pool, Settings::default());
     let artifacts = services::artifacts(&config, places)?;
-    let service = Arc::new(Service::new(queue, (store, artifacts), worker, config.policies(), slots));
+    let rights = (config.policies(), slots);
+    let service = Arc::new(Service::new(queue, (store, artifacts), worker, rights, metrics.clone()));
     let (stopper, stop) = stop();
     let who = Identity { pid: std::process::id(), verb: "serve".to_owned(), jobs, results, total: None };
     let control = service.listen(&places.run_dir, who, stop.clone());
@@ -81,6 +89,10 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let heeding = tokio::spawn(heed(signals, stopper.clone(), Arc::clone(&service), places.clone()));
     let hurrying = tokio::spawn(hurry(stop.clone(), stopper.clone(), config.serve.drain));
     let resting = tokio::spawn(tell_of_rest(Arc::clone(&service)));
+    let web = place.zip(metrics).map(|(place, metrics)| {
+        remark(&format!("metrics and health are at http://{}", place.address()));
+        service.expose(place, metrics, stop.clone())
+    });
     remark(&format!("serving with {slots} slots"));
     let ran = service.run(&stopper, &stop).await;
     for task in [heeding, hurrying, resting] {
@@ -89,6 +101,10 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
         let _ = task.await;
     }
     drop(control);
+    if let Some(web) = web {
+        // Until then somebody may look at the service.
+        web.close().await;
+    }
     let ended = service.board().ended();
     if let Some((queue, worker)) = close(service).await {
         drop(queue);
@@ -127,10 +143,18 @@ fn offered(config: &Config, places: &Places) -> Result<Vec<Tier>, ErrorReport> {
     Ok(tiers)
 }
 
-fn open_pool(config: &Config, places: &Places) -> Result<Pool, ErrorReport> {
+fn pool_settings(config: &Config, places: &Places) -> PoolConfig {
     let mut settings = places.pool(config);
     // Each slot has one in use, one on its way out and one waiting.
     settings.settings.max_instances = settings.settings.max_instances.max(3 * config.serve.slots);
+    settings
+}
+
+fn open_pool(config: &Config, places: &Places, metrics: Option<Arc<Metrics>>) -> Result<Pool, ErrorReport> {
+    let mut settings = pool_settings(config, places);
+    if let Some(metrics) = metrics {
+        settings.witness = metrics;
+    }
     let pool = Pool::open(&settings).map_err(|error| {
         let hint = "`mayfly doctor` says what this host needs";
         ErrorReport::new("no sandbox can be made here", causes(&error), hint)

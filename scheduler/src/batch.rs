@@ -21,12 +21,14 @@ use crate::{
     dispatch::{DispatchError, Dispatcher},
     intake::{Defaults, IntakeError, JobsFile},
     journal::{self, Journal, JournalError},
+    metrics::{Metered, Metrics, View},
     policy::Policy,
     queue::embedded::EmbeddedQueue,
     runner::Runner,
     stop::{Stop, Stopper},
     store::embedded::EmbeddedStore,
     tally::Tally,
+    web::{Place, Web},
 };
 
 /// What to run, and where its results go.
@@ -111,7 +113,7 @@ impl BatchError {
     }
 }
 
-type Engine<R> = Dispatcher<Arc<EmbeddedQueue>, EmbeddedStore, R>;
+type Engine<R> = Dispatcher<Metered<Arc<EmbeddedQueue>>, Metered<EmbeddedStore>, Metered<R>>;
 
 /// A batch that can be run: everything but its sandboxes is there.
 #[derive(Debug)]
@@ -169,9 +171,17 @@ impl Batch {
     /// Puts the batch to work.
     #[must_use]
     pub fn with<R: Runner>(self, runner: R) -> Running<R> {
+        self.with_metrics(runner, None)
+    }
+
+    /// The same, and counts.
+    #[must_use]
+    pub fn with_metrics<R: Runner>(self, runner: R, metrics: Option<Arc<Metrics>>) -> Running<R> {
         let Self { journal, queue, policy, slots, total, left, before } = self;
         let store = EmbeddedStore::new(Arc::clone(&journal));
-        let engine = Dispatcher::new(Arc::new(queue), store, runner, policy.into(), slots);
+        let queue = Metered::new(Arc::new(queue), metrics.clone());
+        let (store, runner) = (Metered::new(store, metrics.clone()), Metered::new(runner, metrics));
+        let engine = Dispatcher::new(queue, store, runner, policy.into(), slots);
         engine.board().preset(before);
         Running { engine: Arc::new(engine), journal, total, left }
     }
@@ -202,6 +212,13 @@ impl<R: Runner> Running<R> {
         Control::listen(run_dir, who, &self.engine, stop)
     }
 
+    /// Shows from now on what goes on.
+    #[must_use]
+    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, stop: Stop) -> Web {
+        let (engine, tiers) = (Arc::downgrade(&self.engine), metrics.tiers().to_vec());
+        place.answer(metrics, Arc::new(move || Some(View::of(&*engine.upgrade()?, &tiers, &stop))))
+    }
+
     /// Jobs in the file.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -220,6 +237,7 @@ impl<R: Runner> Running<R> {
         let tally = engine.board().tally();
         let (queue, store, runner) = alone(engine).await.into_parts();
         drop((queue, store));
+        let runner = runner.into_inner();
         match alone(journal).await.close() {
             Ok(()) => Ok((runner, tally)),
             Err(error) => Err((runner, error.into())),

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod docker;
+mod metrics;
 mod pool;
 mod services;
 mod tenants;
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use self::{
     artifacts::{ArtifactsPart, S3Part},
     docker::DockerPart,
+    metrics::MetricsPart,
     pool::{Class, Keep, PoolPart},
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
@@ -43,6 +45,8 @@ pub struct Config {
     pub store: Option<StorePart>,
     /// The files that jobs leave.
     pub artifacts: Option<ArtifactsPart>,
+    /// Where numbers and health are shown.
+    pub metrics: MetricsPart,
     /// How many sandboxes there are.
     pub pool: PoolPart,
     /// Which docker daemon makes containers.
@@ -118,6 +122,7 @@ impl Config {
         if let Some(artifacts) = &self.artifacts {
             artifacts.check()?;
         }
+        self.metrics.check()?;
         self.pool.check(&self.classes)?;
         self.docker.check()?;
         self.vm.check()?;

@@ -11,6 +11,7 @@
 //! - [`Service`]: one host of many, for as long as it runs.
 //! - [`ArtifactStore`]: the files that jobs leave, for any host to fetch.
 //! - [`control`]: how other processes ask a live one.
+//! - [`metrics`] and [`web`]: what is counted, and where it is shown.
 
 mod admit;
 mod artifacts;
@@ -26,6 +27,7 @@ mod failpoint;
 mod intake;
 mod journal;
 mod key;
+pub mod metrics;
 mod outcomes;
 mod policy;
 mod queue;
@@ -37,6 +39,7 @@ mod stop;
 mod store;
 mod tally;
 mod ward;
+pub mod web;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
 pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};

@@ -16,12 +16,14 @@ use crate::{
     control::{Control, Identity},
     dispatch::{DispatchError, Dispatcher},
     key::JobKey,
+    metrics::{Metered, Metrics, Servers, View, Waiting},
     policy::Policies,
-    queue::Queue,
+    queue::{AmqpQueue, Queue},
     runner::Runner,
     stop::{Stop, Stopper},
     store::redis::{HostFacts, RedisStore},
     ward::Resting,
+    web::{Place, Web},
 };
 
 /// How often it is looked whether processes of this node have died.
@@ -30,10 +32,12 @@ const BURIALS: Duration = Duration::from_secs(1);
 /// How often artifacts that are past their time are looked for.
 const SWEEPS: Duration = Duration::from_secs(60 * 60);
 
+type Engine<Q> = Dispatcher<Metered<Q>, Metered<RedisStore>, Metered<Shown>>;
+
 /// A host at work.
 #[derive(Debug)]
 pub struct Service<Q> {
-    engine: Arc<Dispatcher<Q, RedisStore, Shown>>,
+    engine: Arc<Engine<Q>>,
 }
 
 /// Runs jobs, shows what they write to whoever follows them, and keeps the files that they leave.
@@ -91,16 +95,18 @@ impl Runner for Shown {
 
 impl<Q: Queue> Service<Q> {
     /// A host with `slots` jobs at once. The store is that of the worker's pool's instance. Without an artifact store the
-    /// files that jobs leave are listed and not kept.
+    /// files that jobs leave are listed and not kept; without metrics nothing is counted.
     #[must_use]
     pub fn new(
         queue: Q,
         (store, artifacts): (RedisStore, Option<ArtifactStore>),
         worker: Worker,
-        policies: Policies,
-        slots: usize,
+        (policies, slots): (Policies, usize),
+        metrics: Option<Arc<Metrics>>,
     ) -> Self {
         let shown = Shown { worker, store: store.clone(), artifacts };
+        let queue = Metered::new(queue, metrics.clone());
+        let (store, shown) = (Metered::new(store, metrics.clone()), Metered::new(shown, metrics));
         let engine = Dispatcher::new(queue, store, shown, policies, slots).that_rests().that_tells_first();
         Self { engine: Arc::new(engine) }
     }
@@ -162,11 +168,38 @@ impl<Q: Queue> Service<Q> {
         self.engine.store().close().await;
         let (queue, store, shown) = Arc::into_inner(self.engine)?.into_parts();
         drop(store);
-        Some((queue, shown.worker))
+        Some((queue.into_inner(), shown.into_inner().worker))
     }
 }
 
-async fn hear_cancellations<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+impl Service<AmqpQueue> {
+    /// Shows from now on what goes on.
+    #[must_use]
+    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, stop: Stop) -> Web {
+        // Whoever asks does not keep the engine from its end.
+        let (engine, tiers) = (Arc::downgrade(&self.engine), metrics.tiers().to_vec());
+        let look = move || {
+            let engine = engine.upgrade()?;
+            let queue = engine.queue();
+            let lanes = queue.waiting().into_iter().map(|(lane, jobs)| Waiting {
+                tenant: Some(lane.tenant),
+                tier: Some(lane.tier),
+                high: lane.high,
+                jobs,
+            });
+            let servers = Servers {
+                broker: queue.health().borrow().clone(),
+                counts: queue.counts(),
+                store: engine.store().health().borrow().clone(),
+            };
+            let view = View::of(&engine, &tiers, &stop);
+            Some(View { waiting: lanes.collect(), servers: Some(servers), ..view })
+        };
+        place.answer(metrics, Arc::new(look))
+    }
+}
+
+async fn hear_cancellations<Q: Queue>(engine: Arc<Engine<Q>>) {
     let mut cancellations = engine.store().cancellations();
     while let Some(job) = cancellations.next().await {
         if engine.board().cancel(&job) {
@@ -176,7 +209,7 @@ async fn hear_cancellations<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Show
 }
 
 /// So that jobs of a tier which nobody offers for now are known to wait for one.
-async fn tell_who_rests<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+async fn tell_who_rests<Q: Queue>(engine: Arc<Engine<Q>>) {
     let mut changes = engine.rest_changes();
     loop {
         let tiers = changes.borrow_and_update().clone();
@@ -187,7 +220,7 @@ async fn tell_who_rests<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>)
     }
 }
 
-async fn bury_the_dead<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+async fn bury_the_dead<Q: Queue>(engine: Arc<Engine<Q>>) {
     loop {
         for instance in engine.runner().worker.pool().dead() {
             if let Err(error) = engine.store().bury(&instance.to_string()).await {
@@ -199,7 +232,7 @@ async fn bury_the_dead<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) 
     }
 }
 
-async fn sweep_artifacts<Q: Queue>(engine: Arc<Dispatcher<Q, RedisStore, Shown>>) {
+async fn sweep_artifacts<Q: Queue>(engine: Arc<Engine<Q>>) {
     let Some(artifacts) = engine.runner().artifacts.clone() else { return };
     loop {
         sleep(SWEEPS).await;

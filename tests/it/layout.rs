@@ -14,10 +14,25 @@ const APART: [&str; 1] = ["servers"];
 const NOT_IN: [(&str, &[&str]); 6] = [
     ("agent", &["tokio", "clap", "reqwest", "lapin", "redis", "axum", "bollard", "virt"]),
     ("images", &["tokio", "clap", "lapin", "redis", "axum", "bollard", "virt", "nix"]),
-    ("pool", &["lapin", "redis", "axum", "clap", "prometheus", "virt"]),
-    ("worker", &["nix", "libc", "rustix", "bollard", "virt", "lapin", "redis", "axum", "clap"]),
+    ("pool", &["lapin", "redis", "axum", "hyper", "clap", "prometheus", "virt"]),
+    (
+        "worker",
+        &[
+            "nix",
+            "libc",
+            "rustix",
+            "bollard",
+            "virt",
+            "lapin",
+            "redis",
+            "axum",
+            "hyper",
+            "prometheus",
+            "clap",
+        ],
+    ),
     ("scheduler", &["nix", "libc", "bollard", "virt", "clap"]),
-    ("mayfly", &["nix", "libc", "bollard", "virt", "lapin", "redis", "axum"]),
+    ("mayfly", &["nix", "libc", "bollard", "virt", "lapin", "redis", "axum", "hyper", "prometheus"]),
 ];
 
 /// What each crate of the workspace needs to be built for others: name → dependencies.

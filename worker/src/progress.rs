@@ -23,9 +23,10 @@ pub enum Phase {
     Clean,
 }
 
-const ALL: [Phase; 5] = [Phase::Checkout, Phase::Stage, Phase::Run, Phase::Collect, Phase::Clean];
-
 impl Phase {
+    /// All phases, in their order.
+    pub const ALL: [Self; 5] = [Self::Checkout, Self::Stage, Self::Run, Self::Collect, Self::Clean];
+
     /// The phase's name in results and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -47,7 +48,7 @@ impl Progress {
     /// The phase that the job is in.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        ALL[usize::from(self.0.load(Ordering::Relaxed)).min(ALL.len() - 1)]
+        Phase::ALL[usize::from(self.0.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
@@ -63,7 +64,7 @@ mod tests {
     fn each_phase_is_seen_as_itself() {
         let progress = Progress::default();
         assert_eq!(progress.phase(), Phase::Checkout);
-        for phase in ALL {
+        for phase in Phase::ALL {
             progress.enter(phase);
             assert_eq!(progress.phase(), phase);
         }

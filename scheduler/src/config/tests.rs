@@ -44,6 +44,7 @@ fn every_default_that_the_example_shows_is_the_default() {
         shown.docker.socket.take().map(|it| format!("unix://{it}")),
         Some(::pool::DockerSettings::default().host)
     );
+    assert_eq!(shown.metrics.token_file.take(), Some(PathBuf::from("/etc/mayfly/metrics.token")));
     assert_eq!(shown.docker.runtime.take().as_deref(), Some("runc"));
     // Shown as examples: their defaults are found and not written.
     assert!(
@@ -94,6 +95,9 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("[broker]\nport = 1", &["unknown field `port`"]),
         ("[artifacts]\nretention = '1h'", &["artifacts", "either folder or"]),
         ("[artifacts]\nfolder = '/a'\nretention = '0s'", &["artifacts.retention", "no time at all"]),
+        ("[metrics]\nlisten = '9477'", &["line 2", "127.0.0.1:9477"]),
+        ("[metrics]\nlisten = '0.0.0.0:9477'", &["metrics.listen", "metrics.token_file"]),
+        ("[metrics]\nacceptable_wait = '0s'", &["metrics.acceptable_wait", "no time at all"]),
         ("= 1", &["line 1"]),
     ];
     for (text, expected) in table {
@@ -130,4 +134,28 @@ fn emulation_must_be_allowed_in_so_many_words_and_a_kernel_comes_with_its_module
     let settings = load("[vm]\naccel = 'tcg'\nallow_emulation = true").unwrap().vm.settings();
     assert_eq!(settings.accel, ::pool::Accel::Tcg);
     assert!(!load("").unwrap().vm.settings().allow_emulation);
+}
+
+#[test]
+fn metrics_are_shown_to_this_host_unless_somebody_says_otherwise() {
+    let part = |text: &str| load(text).unwrap().metrics;
+    assert_eq!(part("").listen.unwrap().to_string(), "127.0.0.1:9477");
+    assert_eq!(part("[metrics]\nlisten = 'off'").listen, None);
+    let file = |text: &str| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let part =
+            part(&format!("[metrics]\nlisten = '0.0.0.0:1'\ntoken_file = '{}'", file.path().display()));
+        part.token().map(|token| token.is_some()).map_err(|error| error.to_string())
+    };
+    assert_eq!(file("0123456789abcdef\n"), Ok(true));
+    assert!(file("short").unwrap_err().contains("metrics.token_file"));
+    assert!(file("with a space in between").is_err());
+    assert!(
+        part("[metrics]\ntoken_file = '/nowhere/token'")
+            .token()
+            .unwrap_err()
+            .to_string()
+            .contains("/nowhere")
+    );
 }

@@ -96,6 +96,7 @@ impl Cluster {
              [broker]\nurl = 'amqp://{user}@127.0.0.1:{}/{}'\n\
              [store]\nurl = 'redis://127.0.0.1:{}'\nlease = '3s'\n\
              [artifacts]\nfolder = '{}'\n\
+             [metrics]\nlisten = '127.0.0.1:0'\n\
              [defaults]\nfloor = 'chroot'\n{}",
             self.slots,
             self.tiers,
