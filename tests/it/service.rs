@@ -8,6 +8,7 @@ mod faults;
 mod inputs;
 mod jobs;
 mod kills;
+mod metrics;
 mod producers;
 mod settings;
 mod share;

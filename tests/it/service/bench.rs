@@ -7,19 +7,22 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     fs,
-    sync::Arc,
-    thread::sleep,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
 use scheduler::broker::{Producer, ReplyBy};
 use serde_json::{Value, json};
-use servers::{RabbitMq, Redis, Version};
+use servers::{RabbitMq, Redis, Version, free_port, get};
 use tokio::task::JoinSet;
 use worker::Outcome;
 
 use super::{flood, send_many};
-use crate::harness::{Cluster, HEARD, Host, Tier, eventually, ready, script, submission};
+use crate::harness::{Cluster, HEARD, Host, Node, Tier, eventually, ready, script, submission};
 
 /// The bars, for a release build on two cores that nobody else uses.
 const ONE_AT_A_TIME: Duration = Duration::from_millis(6);
@@ -35,6 +38,12 @@ const MANY: usize = 100_000;
 const TENANTS: usize = 200;
 /// Jobs of each of two tenants that three hosts share.
 const EACH: usize = 450;
+
+/// Pairs of batches without and with metrics, and the jobs of each.
+const PAIRS: usize = 7;
+const JOBS_OF_A_BATCH: usize = 2000;
+/// What metrics may cost, in percent of the jobs a second.
+const METRICS_COST: f64 = 3.0;
 
 /// Collects what misses its bar, so that all is measured before any of it fails.
 #[derive(Default)]
@@ -54,7 +63,7 @@ impl Drop for Bars {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let missed = std::mem::take(&mut self.0);
         assert!(
-            missed.is_empty() || std::thread::panicking(),
+            missed.is_empty() || thread::panicking(),
             "bars of a release build on a quiet machine were missed (load {}): {missed:#?}",
             load.trim()
         );
@@ -324,4 +333,51 @@ fn three_hosts_and_one_that_dies() {
     }
     hosts[0].node.mayfly(["reap"]).finish().code(0);
     hosts[0].check();
+}
+
+/// Jobs a second of one batch, which is looked at each second if it shows metrics.
+fn rate_of_batch(node: &Node, name: &str, metrics: bool) -> f64 {
+    let port = free_port().unwrap();
+    let (jobs, results) = (node.file("jobs.jsonl"), node.file(name));
+    let (jobs, results) = (jobs.to_str().unwrap(), results.to_str().unwrap());
+    let address = format!("127.0.0.1:{port}");
+    let words = ["batch", jobs, "-o", results, "--json", "--metrics", &address];
+    let words = if metrics { &words[..] } else { &words[..5] };
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while metrics && !over.load(Ordering::SeqCst) {
+                // Before it is there and after it has gone, nobody answers.
+                let _ = get(port, "/metrics", "");
+                sleep(Duration::from_secs(1));
+            }
+        });
+        let began = Instant::now();
+        node.mayfly(words.iter().copied()).finish().code(0);
+        over.store(true, Ordering::SeqCst);
+        JOBS_OF_A_BATCH as f64 / began.elapsed().as_secs_f64()
+    })
+}
+
+#[test]
+#[ignore = "it measures: scripts/bench-serve"]
+fn what_metrics_cost() {
+    let (node, mut bars) = (Node::new(), Bars::default());
+    let job = json!({ "schema_version": 1, "image": "minimal", "tier": "chroot", "command": ["/bin/true"] });
+    node.write("jobs.jsonl", format!("{job}\n").repeat(JOBS_OF_A_BATCH));
+    rate_of_batch(&node, "warm-up", true);
+    let mut costs = Vec::new();
+    for pair in 0..PAIRS {
+        // In turns, so that what gets slower by and by counts for both.
+        let order = if pair % 2 == 0 { [false, true] } else { [true, false] };
+        let rates =
+            order.map(|metrics| (metrics, rate_of_batch(&node, &format!("{pair}-{metrics}"), metrics)));
+        let of = |wanted| rates.iter().find(|(metrics, _)| *metrics == wanted).unwrap().1;
+        costs.push((1.0 - of(true) / of(false)) * 100.0);
+        println!("  pair {pair}: {:.0} jobs/s without metrics, {:.0} with them", of(false), of(true));
+    }
+    costs.sort_by(f64::total_cmp);
+    let median = costs[PAIRS / 2];
+    let what = format!("what metrics cost a batch, median of {PAIRS} pairs");
+    bars.figure(&what, &format!("{median:.1} %"), "less than 3 %", median < METRICS_COST);
 }

@@ -15,7 +15,7 @@ on_every_broker! {
 }
 
 /// Its images cannot be read any more, which no job is to blame for.
-fn break_images(host: &Host) -> std::path::PathBuf {
+pub(super) fn break_images(host: &Host) -> std::path::PathBuf {
     let link = host.node.data_dir().join("images");
     let images = fs::read_link(&link).unwrap();
     fs::remove_file(&link).unwrap();
@@ -23,7 +23,7 @@ fn break_images(host: &Host) -> std::path::PathBuf {
     images
 }
 
-fn mend_images(host: &Host, images: &std::path::Path) {
+pub(super) fn mend_images(host: &Host, images: &std::path::Path) {
     let link = host.node.data_dir().join("images");
     fs::remove_file(&link).unwrap();
     symlink(images, &link).unwrap();

@@ -6,6 +6,7 @@
 mod dockerd;
 mod port;
 mod process;
+mod prometheus;
 mod proxy;
 mod rabbitmq;
 mod redis;
@@ -18,6 +19,7 @@ mod trixie;
 pub use dockerd::{Dockerd, ask_docker};
 pub use port::free_port;
 pub use process::Process;
+pub use prometheus::{Prometheus, get};
 pub use proxy::Proxy;
 pub use rabbitmq::{RabbitMq, Version};
 pub use redis::Redis;
