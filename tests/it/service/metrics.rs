@@ -2,6 +2,8 @@
 
 #![expect(clippy::float_cmp, reason = "counts are whole numbers, which are compared exactly")]
 
+mod dashboards;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
