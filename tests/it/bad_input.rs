@@ -51,7 +51,12 @@ fn an_unknown_tier_is_named_with_those_that_there_are() {
 
 #[test]
 fn a_tier_that_this_host_does_not_offer_is_said_and_never_weakened() {
-    refused(&["--tier", "vm", "--", "true"], &["no sandbox of tier vm", "not offered here", "mayfly doctor"]);
+    let node = Node::new();
+    let config = node.write("vm.toml", "[vm]\nallow_emulation = true\nqemu = \"/nowhere/qemu\"\n");
+    refused(
+        &["--config", &config, "--tier", "vm", "--", "true"],
+        &["cannot make a vm sandbox", "there is no /nowhere/qemu on this host", "mayfly doctor"],
+    );
 }
 
 #[test]
