@@ -125,8 +125,10 @@ impl Cluster {
 
     /// How many messages of this cluster somebody has got and not yet done with.
     pub(crate) fn held(&self) -> u64 {
-        let list = ["list_queues", "-p", &self.vhost, "messages_unacknowledged"];
-        self.broker.ctl(&list).unwrap().lines().filter_map(|line| line.trim().parse::<u64>().ok()).sum()
+        // Channels are asked; what queues tell is some seconds old.
+        let list = self.broker.ctl(&["list_channels", "vhost", "messages_unacknowledged"]).unwrap();
+        let of = |line: &str| line.strip_prefix(&self.vhost)?.trim().parse::<u64>().ok();
+        list.lines().filter_map(of).sum()
     }
 
     /// Waits until each of these jobs has its result, was told, and is said to be over; then says what became of them.

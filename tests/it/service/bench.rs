@@ -36,6 +36,8 @@ const HELD_BESIDE: u64 = 8;
 /// Jobs that wait while memory is looked at.
 const MANY: usize = 100_000;
 const TENANTS: usize = 200;
+/// How often it is looked how many messages are held.
+const LOOKS: usize = 10;
 /// Jobs of each of two tenants that three hosts share.
 const EACH: usize = 450;
 
@@ -263,13 +265,13 @@ fn what_many_tenants_cost() {
             drop(cluster.send(&producer, &format!("job-{number}"), script("sleep 0.3", &json!({}))));
         }
     }
-    let mut most = 0;
-    for _ in 0..5 {
-        most = most.max(cluster.held());
-    }
+    let held: Vec<u64> = (0..LOOKS).map(|_| cluster.held()).collect();
+    let (seen, most) = (held.iter().filter(|held| **held > 0).count(), held.iter().max().unwrap());
     let bar = format!("at most {} and {HELD_BESIDE} results under way", cluster.slots);
-    let met = most <= cluster.slots as u64 + HELD_BESIDE;
-    bars.figure("messages that it holds, 600 jobs of 200 tenants", &most.to_string(), &bar, met);
+    // Where nothing is ever seen, nothing was looked at.
+    let met = seen > LOOKS / 2 && *most <= cluster.slots as u64 + HELD_BESIDE;
+    let what = format!("most messages that it holds, {seen} of {LOOKS} looks, 600 jobs of 200 tenants");
+    bars.figure(&what, &most.to_string(), &bar, met);
     host.stop().code(0);
     host.check();
 }

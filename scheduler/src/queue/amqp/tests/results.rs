@@ -1,12 +1,13 @@
 //! Where results go.
 
-use lapin::BasicProperties;
+use lapin::{BasicProperties, options::ExchangeDeleteOptions};
 use pool::Tier;
+use tokio::time::timeout;
 use worker::Outcome;
 
-use super::bed::{EPOCH, finish, job, on_both, pull_one, result, submit};
+use super::bed::{EPOCH, PATIENCE, answer_to, finish, job, on_both, pull_one, result, submit};
 use crate::{
-    broker::{Lane, ReplyBy, Submission, properties::header},
+    broker::{Lane, ReplyBy, Submission, declare, names::RESULTS, properties::header},
     queue::{Queue, Requeue},
 };
 
@@ -93,6 +94,34 @@ async fn a_job_that_needs_a_stronger_tier_goes_there_as_it_is() {
         let left: u64 = is.expiration().as_ref().unwrap().as_str().parse().unwrap();
         assert!((1..=3_600_000).contains(&left), "its deadline stays: {left}");
         finish(&there, moved, Outcome::Failed).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_went_is_not_sent_again_with_a_result_that_did_not() {
+    on_both("once", async |bed| {
+        let queue = bed.queue().await;
+        let producer = bed.producer("acme", ReplyBy::Direct).await;
+        let submitted = submit(&producer, "a").await;
+        let pulled = pull_one(&queue).await;
+        let told = result(&pulled, Outcome::Failed);
+        let connected = bed.connect().await;
+        let options = ExchangeDeleteOptions::default();
+        connected.channel().await.unwrap().exchange_delete(RESULTS.into(), options).await.unwrap();
+        let answer = queue.answer(&pulled.delivery, &told, EPOCH);
+        let again = async {
+            assert_eq!(answer_to(submitted).await.result.unwrap().outcome, Outcome::Failed);
+            let mut health = queue.health();
+            let tries = timeout(PATIENCE, health.wait_for(|health| health.outlet.epoch > 3));
+            assert!(tries.await.is_ok(), "it does not try again: {:?}", queue.health().borrow());
+            declare(&connected, &bed.options.topology()).await.unwrap();
+        };
+        let (answered, ()) = tokio::join!(answer, again);
+        answered.unwrap();
+        queue.ack(pulled.delivery).await.unwrap();
+        let counts = queue.counts();
+        assert_eq!((counts.replies, counts.replies_lost, counts.results), (1, 0, 1), "{counts:?}");
     })
     .await;
 }
