@@ -43,10 +43,10 @@ fn print(args: &ReapArgs, leftovers: &[Leftover], out: &mut impl Write) -> io::R
         return writeln!(out, "no dead mayfly left anything here");
     }
     let verb = if args.dry_run { "would end" } else { "ended" };
-    for Leftover { instance, pid, processes, cgroups, containers, uid_ranges } in leftovers {
+    for Leftover { instance, pid, processes, cgroups, containers, domains, uid_ranges } in leftovers {
         writeln!(
             out,
-            "{verb} what process {pid} ({instance}) left: {processes} processes, {cgroups} cgroups, {containers} containers, {uid_ranges} ranges of user ids"
+            "{verb} what process {pid} ({instance}) left: {processes} processes, {cgroups} cgroups, {containers} containers, {domains} machines, {uid_ranges} ranges of user ids"
         )?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use crate::{
     pool::PoolSlot,
     sandbox::Sandbox,
     tier::Tier,
-    vm::{self, Accelerator},
+    vm::{self, Accelerator, LibvirtError},
 };
 
 /// The sandbox as its tier knows it.
@@ -60,6 +60,9 @@ pub enum DestroyError {
         #[source]
         error: Box<bollard::errors::Error>,
     },
+    /// Libvirt does not end or forget a machine.
+    #[error("the machine is set aside")]
+    Domain(#[source] Box<LibvirtError>),
     /// The kernel does not give up a cgroup.
     #[error("cannot remove the sandbox's cgroup {path}")]
     Cgroup {

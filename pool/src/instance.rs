@@ -6,6 +6,7 @@
 //! <run dir>/instances/<instance>/name    the instance, by which its claims are signed
 //! <run dir>/instances/<instance>/docker  the daemon at which it makes containers, if it makes any
 //! <run dir>/instances/<instance>/base    the cgroup that its sandboxes' cgroups are below, if not the top of the tree
+//! <run dir>/instances/<instance>/libvirt where it makes machines at libvirt, if it makes any
 //! <run dir>/uids/<range>                 a link to the name of the instance that holds a range of user ids
 //! <run dir>/root, <run dir>/disk         empty directories that sandboxes mount on, each in its own mount namespace
 //! ```

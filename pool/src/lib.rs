@@ -49,6 +49,9 @@ pub use pool::{CheckoutError, KindStatus, OpenError, Pool, PoolConfig, Want, rea
 pub use pressure::Pressure;
 pub use reaper::Leftover;
 pub use tier::{Tier, UnknownTier};
-pub use vm::{Accel, Accelerator, Kernel as VmKernel, Vm as VmSettings, VmError};
+pub use vm::{
+    Accel, Accelerator, Engine as VmEngine, Kernel as VmKernel, LibvirtError, LibvirtSettings,
+    Vm as VmSettings, VmError, check_local as check_libvirt_uri,
+};
 pub use witness::{Happening, Nobody, Witness};
 pub use workshop::{MakeError, OpenError as WorkshopOpenError};

@@ -213,7 +213,13 @@ impl Pool {
                 &config.run_dir,
                 &config.data_dir,
             ),
-            vm: vm::Tier::new(Arc::clone(&workshop), images.clone(), config.vm.clone(), &config.run_dir),
+            vm: vm::Tier::new(
+                Arc::clone(&workshop),
+                images.clone(),
+                config.vm.clone(),
+                &config.run_dir,
+                &config.data_dir,
+            ),
             workshop,
             ledger: Arc::clone(&ledger),
             witness: Arc::clone(&config.witness),
@@ -301,14 +307,18 @@ impl Pool {
         // Its clone of the ledger goes with it, so its end is waited for.
         let _ = reaper.await;
         keeper.close().await;
-        let fleet = tiers.docker.fleet();
+        let (fleet, stable) = (tiers.docker.fleet(), tiers.vm.stable());
         if let Some(Tiers { workshop, chroot, nspawn, docker, vm, .. }) = Arc::into_inner(tiers) {
             drop((chroot, nspawn, docker, vm));
             if let Some(workshop) = Arc::into_inner(workshop) {
                 workshop.close().await;
             }
         }
-        let left = fleet.is_some_and(|fleet| fleet.leaves_something());
+        let machines_left = match stable {
+            Some(stable) => stable.close().await,
+            None => false,
+        };
+        let left = machines_left || fleet.is_some_and(|fleet| fleet.leaves_something());
         let Some(ledger) = Arc::into_inner(ledger) else {
             tracing::warn!(
                 "the pool was closed while sandboxes were leased: the next mayfly ends what is left"
@@ -353,6 +363,9 @@ async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
             tracing::error!(%error, "a look for dead processes' leftovers failed");
         }
         tiers.docker.sweep(look % SWEEPS_TO_FORGET == 0).await;
+        if let Some(stable) = tiers.vm.stable() {
+            stable.sweep().await;
+        }
     }
 }
 
@@ -372,13 +385,15 @@ fn take_place(data_dir: &Path, run_dir: &Path) -> Result<(Instance, Ground, Ledg
 }
 
 /// Takes the mark away if nothing of this process is left; else the next mayfly of this node finds it.
-fn leave_place(instance: &Instance, ground: &Ground, ledger: Ledger, containers: bool) {
+fn leave_place(instance: &Instance, ground: &Ground, ledger: Ledger, elsewhere: bool) {
     let left = ground
         .remove_cgroups_of(instance.id())
         .map_err(|error| error.to_string())
         .and_then(|()| ledger.close().map_err(|error| error.to_string()));
     match left {
-        Ok(()) if containers => tracing::warn!("a container of this process's is left at the docker daemon"),
+        Ok(()) if elsewhere => {
+            tracing::warn!("something of this process's is left at the docker daemon or at libvirt");
+        }
         Ok(()) => instance.retire(),
         Err(error) => tracing::warn!(%error, "something of this process's sandboxes is left"),
     }

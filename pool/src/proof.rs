@@ -54,6 +54,20 @@ pub(crate) fn check_machine(sandbox: &Sandbox) -> Result<(), String> {
     check_namespaces(pid, &["ipc", "mnt", "net", "pid", "uts"])
 }
 
+/// The same of one that libvirt has started: it has the mounts of its own that libvirt gives it, and no other namespace.
+pub(crate) fn check_domain(sandbox: &Sandbox, gid: u32) -> Result<(), String> {
+    let pids = sandbox.cgroup().job_pids();
+    let [pid] = pids[..] else {
+        return Err(format!("{} processes in a machine's cgroup, not one", pids.len()));
+    };
+    let status = without_own_group(&status_of(pid)?, gid);
+    let expected = expected(sandbox.id_base(), gid).into_iter();
+    // It can get no capability back without a new program, and that would give it none.
+    let expected: Vec<_> = expected.filter(|(field, _)| *field != "CapBnd").collect();
+    check_fields(&status, &expected)?;
+    check_namespaces(pid, &["mnt"])
+}
+
 fn status_of(pid: i32) -> Result<String, String> {
     let path = format!("/proc/{pid}/status");
     fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))
@@ -80,8 +94,12 @@ pub(crate) fn check_namespaces(pid: i32, kinds: &[&str]) -> Result<(), String> {
 }
 
 fn check_status(status: &str, uid: u32, gid: u32) -> Result<(), String> {
+    check_fields(status, &expected(uid, gid))
+}
+
+fn expected(uid: u32, gid: u32) -> [(&'static str, String); 10] {
     let none = "0000000000000000".to_owned();
-    let expected = [
+    [
         ("Uid", format!("{uid} {uid} {uid} {uid}")),
         ("Gid", format!("{gid} {gid} {gid} {gid}")),
         ("Groups", String::new()),
@@ -92,8 +110,7 @@ fn check_status(status: &str, uid: u32, gid: u32) -> Result<(), String> {
         ("CapAmb", none),
         ("NoNewPrivs", "1".to_owned()),
         ("Seccomp", "2".to_owned()),
-    ];
-    check_fields(status, &expected)
+    ]
 }
 
 /// Checks fields of a `/proc/PID/status` against what each must say, words apart by one blank.

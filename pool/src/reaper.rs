@@ -25,6 +25,7 @@ use crate::{
     instance::{self, Owner},
     ledger::{self, Ledger},
     uids,
+    vm::libvirt::leftovers as libvirt,
     witness::{Happening, Witness},
 };
 
@@ -47,6 +48,8 @@ pub struct Leftover {
     pub cgroups: usize,
     /// Its containers at the docker daemon.
     pub containers: usize,
+    /// Its machines at libvirt.
+    pub domains: usize,
     /// Ranges of user ids that it holds.
     pub uid_ranges: usize,
 }
@@ -131,6 +134,8 @@ impl Ground {
             processes: self.processes_of(dead.instance).len(),
             cgroups: self.cgroups_of(dead.instance).len(),
             containers: docker::noted(&dead.place).map_or(0, |daemon| docker::count(&daemon, dead.instance)),
+            domains: libvirt::noted(&dead.place)
+                .map_or(0, |settings| libvirt::count(&settings, dead.instance)),
             uid_ranges: uids::claims_of(&instance::uids(&self.run_dir), dead.instance)
                 .map_or(0, |claims| claims.len()),
         }
@@ -181,6 +186,10 @@ impl Ground {
             for tree in every_tree()? {
                 end_tree(&tree.join(&base).join(&name))?;
             }
+        }
+        if let Some(settings) = libvirt::noted(&dead.place) {
+            // Their processes were in the cgroups above; what libvirt knows of them goes with their files.
+            libvirt::remove(&settings, &self.node, dead.instance).map_err(io::Error::other)?;
         }
         uids::release_claims_of(&instance::uids(&self.run_dir), dead.instance)?;
         ledger::recover(&self.node, dead.instance, ledger).map_err(io::Error::other)?;

@@ -24,6 +24,7 @@ use crate::{
     pool::PoolSlot,
     turns::{Turns, Youth},
     uids::UidRange,
+    vm::libvirt::Domain,
     watch::watch,
 };
 
@@ -43,7 +44,9 @@ pub(crate) struct Remains {
     cgroup: Option<Cgroup>,
     /// Where a container engine has a part of it.
     container: Option<Container>,
-    uids: UidRange,
+    /// Where libvirt has a part of it. Its ids are that one's then.
+    domain: Option<Domain>,
+    uids: Option<UidRange>,
     /// Once the sandbox counts as clean.
     obituary: Option<Obituary>,
     /// While its job begins.
@@ -53,22 +56,28 @@ pub(crate) struct Remains {
 
 impl Remains {
     pub(crate) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self::of(Some(cgroup), None, uids, undertaker)
+        Self::of(Some(cgroup), None, None, Some(uids), undertaker)
     }
 
     /// One that is a container, which need not be made yet.
     pub(crate) fn of_container(container: Container, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self::of(None, Some(container), uids, undertaker)
+        Self::of(None, Some(container), None, Some(uids), undertaker)
+    }
+
+    /// One that is a domain of libvirt's, which outlives it.
+    pub(crate) fn of_domain(cgroup: Cgroup, domain: Domain, undertaker: &Undertaker) -> Self {
+        Self::of(Some(cgroup), None, Some(domain), None, undertaker)
     }
 
     fn of(
         cgroup: Option<Cgroup>,
         container: Option<Container>,
-        uids: UidRange,
+        domain: Option<Domain>,
+        uids: Option<UidRange>,
         undertaker: &Undertaker,
     ) -> Self {
         let turns = Arc::clone(&undertaker.turns);
-        Self { vital: Vec::new(), cgroup, container, uids, obituary: None, youth: None, turns }
+        Self { vital: Vec::new(), cgroup, container, domain, uids, obituary: None, youth: None, turns }
     }
 
     pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
@@ -80,7 +89,8 @@ impl Remains {
     }
 
     pub(crate) fn uids(&self) -> &UidRange {
-        &self.uids
+        let own = || self.uids.as_ref().expect("what is no domain has ids of its own");
+        self.domain.as_ref().map_or_else(own, Domain::uids)
     }
 
     async fn destroy(mut self) -> Result<(), DestroyError> {
@@ -90,14 +100,13 @@ impl Remains {
         let began = Instant::now();
         let ended = self.end().await;
         if let Some(obituary) = obituary {
-            let how = if ended.is_ok() { Ended::Destroyed } else { Ended::Quarantined };
-            obituary.write(how, began.elapsed());
+            obituary.write(*ended.as_ref().unwrap_or(&Ended::Quarantined), began.elapsed());
         }
-        ended
+        ended.map(drop)
     }
 
-    async fn end(self) -> Result<(), DestroyError> {
-        let Self { vital, cgroup, container, uids, .. } = self;
+    async fn end(self) -> Result<Ended, DestroyError> {
+        let Self { vital, cgroup, container, domain, uids, .. } = self;
         if let Some(cgroup) = &cgroup {
             cgroup.let_go();
         }
@@ -110,21 +119,26 @@ impl Remains {
         };
         if let Err(error) = wait(vital).await {
             // Something may still run under these ids, so no other sandbox gets them.
-            uids.keep();
+            if let Some(uids) = uids {
+                uids.keep();
+            }
             return Err(error);
         }
         if let Some(cgroup) = cgroup {
             remove(&cgroup).await?;
         }
-        match (container, removed) {
-            (Some(container), Some(Ok(Removed::Left))) => container.leave(uids),
-            (Some(container), Some(Err(error))) => {
+        if let Some(domain) = domain {
+            return domain.end().await;
+        }
+        match (container, removed, uids) {
+            (Some(container), Some(Ok(Removed::Left)), Some(uids)) => container.leave(uids),
+            (Some(container), Some(Err(error)), Some(uids)) => {
                 container.leave(uids);
                 return Err(error);
             }
             _ => {}
         }
-        Ok(())
+        Ok(Ended::Destroyed)
     }
 }
 
@@ -206,8 +220,21 @@ impl Sandbox {
         self.remains().uids().base()
     }
 
+    /// It is clean; how it ends is written there.
     pub(crate) fn announce(&mut self, obituary: Obituary) {
         self.remains_mut().obituary = Some(obituary);
+        self.be_sound();
+    }
+
+    /// Where the next life of its domain begins is a place that can be relied on.
+    pub(crate) fn be_sound(&mut self) {
+        if let Some(domain) = &mut self.remains_mut().domain {
+            domain.be_sound();
+        }
+    }
+
+    pub(crate) fn domain(&self) -> &Domain {
+        self.remains().domain.as_ref().expect("asked by those who made it of one")
     }
 
     /// Its job has got it.
@@ -258,7 +285,7 @@ impl Drop for Sandbox {
             match self.grave.upgrade() {
                 Some(grave) => drop(grave.send(remains)),
                 // The pool is closed, and the spawner's end has killed the sandbox. The reaper finds the rest.
-                None => remains.uids.keep(),
+                None => drop(remains.uids.map(UidRange::keep)),
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! What every engine shares lies beside this file: the machine and its limits, which accelerator runs it, the channel
 //! through its serial port, and the gate that makes each life a new one. How a machine comes to be clean is an engine's:
-//! `vm/fork.rs` begins many lives in the memory of one that was booted once.
+//! `vm/fork.rs` begins many lives in the memory of one that was booted once, `vm/libvirt.rs` reverts one to where it was kept.
 //!
 //! The agent is the machine's first process and makes the sandbox inside, hardened as on the other tiers. The host sees
 //! one process, QEMU, in the job's cgroup, and nothing of what is in it: where it cannot look, the guest's word is marked as such.
@@ -11,6 +11,7 @@ mod accelerator;
 mod error;
 mod fork;
 mod freshness;
+pub(crate) mod libvirt;
 mod machine;
 mod qemu;
 mod qmp;
@@ -28,11 +29,13 @@ use tokio::{sync::OnceCell, task::spawn_blocking, time::timeout};
 pub use self::{
     accelerator::Accelerator,
     error::VmError,
-    settings::{Accel, Kernel, Vm},
+    libvirt::{LibvirtError, check_local},
+    settings::{Accel, Engine, Kernel, Libvirt as LibvirtSettings, Vm},
 };
 use self::{
     accelerator::Judge,
     fork::{Complaints, Fork},
+    libvirt::{Begun, Libvirt, Stable},
     machine::Machine,
 };
 pub(crate) use self::{
@@ -64,7 +67,14 @@ pub(crate) struct Tier {
     /// Asked when the first machine is wanted: most pools never want one.
     host: OnceCell<Host>,
     judge: Judge,
-    engine: Fork,
+    maker: Maker,
+}
+
+/// What makes them.
+#[derive(Debug)]
+enum Maker {
+    Fork(Fork),
+    Libvirt(Libvirt),
 }
 
 /// What machines run on.
@@ -75,9 +85,20 @@ struct Host {
 }
 
 impl Tier {
-    pub(crate) fn new(workshop: Arc<Workshop>, store: Store, settings: Vm, run_dir: &Path) -> Self {
-        let engine = Fork::new(Arc::clone(&workshop));
-        Self { workshop, store, settings, host: OnceCell::new(), judge: Judge::new(run_dir), engine }
+    pub(crate) fn new(
+        workshop: Arc<Workshop>,
+        store: Store,
+        settings: Vm,
+        run_dir: &Path,
+        node: &Path,
+    ) -> Self {
+        let maker = match &settings.engine {
+            Engine::Fork => Maker::Fork(Fork::new(Arc::clone(&workshop))),
+            Engine::Libvirt(libvirt) => {
+                Maker::Libvirt(Libvirt::new(Arc::clone(&workshop), libvirt.clone(), node))
+            }
+        };
+        Self { workshop, store, settings, host: OnceCell::new(), judge: Judge::new(run_dir), maker }
     }
 
     /// Makes a sandbox and proves that it is clean.
@@ -86,26 +107,49 @@ impl Tier {
         let form = self.form(&image).await?;
         let host = self.host.get_or_try_init(|| self.look(&image)).await?;
         let machine = Machine::of(form, &image, &limits, host.qemu.clone(), host.accelerator);
-        let template = self.engine.template(&machine).await?;
+        let begun = match &self.maker {
+            Maker::Fork(fork) => self.begin(fork, &machine, &image, &limits).await?,
+            Maker::Libvirt(libvirt) => libvirt.make(&machine, &image, &limits).await?,
+        };
+        let Begun { generation, sandbox, channel, ready } = begun;
+        let body = Body::Vm { sandbox, accelerator: host.accelerator };
+        Ok(Proof { generation, image, limits, ready, making: started.elapsed(), channel, body })
+    }
 
+    /// Has a machine go on from a template and proves that it is somebody new.
+    async fn begin(
+        &self,
+        fork: &Fork,
+        machine: &Machine,
+        image: &Image,
+        limits: &Limits,
+    ) -> Result<Begun, MakeError> {
+        let template = fork.template(machine).await?;
         let generation = Id::random();
-        let remains = self.workshop.lay_out(generation, &machine.host_limits(&limits))?;
+        let remains = self.workshop.lay_out(generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         let complaints = Complaints::new()?;
         let settled = async {
-            let mut channel = self.engine.clone_of(&template, &machine, &mut sandbox, &complaints).await?;
-            freshness::renew(&mut channel, generation, bounds_of(&limits)).await.map_err(VmError::from)?;
+            let mut channel = fork.clone_of(&template, machine, &mut sandbox, &complaints).await?;
+            freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
             let writable_root = image.config.root == RootMode::Writable;
             let ready =
-                greeting::greet(&mut channel, Some(identity(&image)), writable_root, MAKING_DEADLINE).await?;
+                greeting::greet(&mut channel, Some(identity(image)), writable_root, MAKING_DEADLINE).await?;
             proof::check_machine(&sandbox).map_err(MakeError::Unconfined)?;
             Ok::<_, MakeError>((channel, ready))
         };
         let settled =
             timeout(MAKING_DEADLINE, settled).await.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()));
         let (channel, ready) = settled.map_err(|error| complaints.explain(error))?;
-        let body = Body::Vm { sandbox, accelerator: host.accelerator };
-        Ok(Proof { generation, image, limits, ready, making: started.elapsed(), channel, body })
+        Ok(Begun { generation, sandbox, channel, ready })
+    }
+
+    /// The machines that rest, where there are such.
+    pub(crate) fn stable(&self) -> Option<Arc<Stable>> {
+        match &self.maker {
+            Maker::Fork(_) => None,
+            Maker::Libvirt(libvirt) => libvirt.stable().cloned(),
+        }
     }
 
     async fn look(&self, image: &Arc<Image>) -> Result<Host, MakeError> {

@@ -145,9 +145,19 @@ impl Workshop {
     /// What must exist before the first process, so that nothing ever runs unlimited or unlabelled.
     pub(crate) fn lay_out(&self, generation: GenerationId, limits: &Limits) -> Result<Remains, MakeError> {
         let uids = UidRange::claim(&self.instance.uids(), &self.instance.signature())?;
-        let name = self.instance.cgroup().join(generation.to_string());
-        let cgroup = Cgroup::make(&self.hierarchy, &name, limits, uids.base())?;
+        let cgroup = self.cgroup(generation, limits, uids.base())?;
         Ok(Remains::new(cgroup, uids, &self.undertaker))
+    }
+
+    /// The cgroups of one life.
+    pub(crate) fn cgroup(
+        &self,
+        generation: GenerationId,
+        limits: &Limits,
+        id_base: u32,
+    ) -> Result<Cgroup, CgroupError> {
+        let name = self.instance.cgroup().join(generation.to_string());
+        Cgroup::make(&self.hierarchy, &name, limits, id_base)
     }
 
     /// What the spawner is to make of an image.

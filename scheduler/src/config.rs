@@ -29,7 +29,7 @@ pub use self::{
     pool::{Class, Keep, PoolPart},
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
-    vm::{AccelWord, VmPart},
+    vm::{AccelWord, EngineWord, VmPart},
 };
 use crate::{key::is_name, policy::Policies, queue::AmqpTenant};
 

@@ -5,15 +5,16 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// Each may depend on those before it, and on none behind it.
-const ORDER: [&str; 6] = ["agent", "images", "pool", "worker", "scheduler", "mayfly"];
+const ORDER: [&str; 7] = ["agent", "images", "libvirt-protocol", "pool", "worker", "scheduler", "mayfly"];
 
-/// Linked into nothing that a user runs: the servers of the tests.
-const APART: [&str; 1] = ["servers"];
+/// Linked into nothing: the servers of the tests, and the program between mayfly and libvirt.
+const APART: [&str; 2] = ["servers", "libvirt-engine"];
 
 /// Crates outside of the workspace that only one place may know, or that one must not: (where, crates).
-const NOT_IN: [(&str, &[&str]); 6] = [
+const NOT_IN: [(&str, &[&str]); 7] = [
     ("agent", &["tokio", "clap", "reqwest", "lapin", "redis", "axum", "bollard", "virt"]),
     ("images", &["tokio", "clap", "lapin", "redis", "axum", "bollard", "virt", "nix"]),
+    ("libvirt-engine", &["pool", "tokio", "clap"]),
     ("pool", &["lapin", "redis", "axum", "hyper", "clap", "prometheus", "virt"]),
     (
         "worker",

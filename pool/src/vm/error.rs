@@ -6,7 +6,7 @@ use images::MachineError;
 use thiserror::Error;
 use tokio::task::JoinError;
 
-use super::{freshness::Stale, qmp::QmpError};
+use super::{freshness::Stale, libvirt::LibvirtError, qmp::QmpError};
 
 /// No machine can be had.
 #[derive(Debug, Error)]
@@ -52,6 +52,12 @@ pub enum VmError {
     /// The machine is not somebody new.
     #[error("the machine is not fit for a new life: {0}")]
     Stale(#[from] Stale),
+    /// Libvirt.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// A machine that was booted for others to begin in does not end.
+    #[error("a machine that has been kept does not end: {0}")]
+    Unended(String),
     /// It took too long.
     #[error("the machine was not ready within {0:?}")]
     Late(Duration),
@@ -72,6 +78,7 @@ impl VmError {
             ),
             Self::QemuElsewhere(_) => Some("name a program below /usr: vm.qemu".to_owned()),
             Self::Form(error) => error.hint(),
+            Self::Libvirt(error) => error.fix(),
             _ => None,
         }
     }

@@ -179,7 +179,7 @@ impl Machine {
         args
     }
 
-    fn kernel_command_line(&self) -> String {
+    pub(super) fn kernel_command_line(&self) -> String {
         let root = if self.writable_root { "writable" } else { "read-only" };
         // Emulated, a CPU does not run ahead of what it may: the kernel's care about that costs and guards nothing.
         let mitigations = if self.accelerator == Accelerator::Tcg { "mitigations=off " } else { "" };
@@ -205,8 +205,23 @@ fn cpus_for(millis: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// One that nothing runs.
+    pub(in crate::vm) fn emulated() -> Machine {
+        let file = |name: &str| std::path::PathBuf::from("/form").join(name);
+        let form = MachineForm {
+            digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            kernel: file("kernel"),
+            release: "6.1".to_owned(),
+            initramfs: file("initramfs"),
+            disk: file("disk"),
+            templates: file("templates"),
+        };
+        let qemu = qemu::Installed { program: "/usr/bin/qemu".into(), identity: "one".to_owned() };
+        Machine::smallest(form, qemu, Accelerator::Tcg)
+    }
 
     #[test]
     fn a_machine_holds_its_job_and_its_kernel_and_comes_in_few_sizes() {

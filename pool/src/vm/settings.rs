@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use images::KernelFrom;
+use serde::{Deserialize, Serialize};
 
 /// Which machines are made, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vm {
+    /// How they come to be clean.
+    pub engine: Engine,
     /// What runs them.
     pub accel: Accel,
     /// Whether software emulation, which is no security boundary by QEMU's own policy, is used where there is no KVM.
@@ -15,6 +18,31 @@ pub struct Vm {
     pub kernel: Kernel,
     /// QEMU's program; looked for on the path if missing.
     pub qemu: Option<PathBuf>,
+}
+
+/// How machines come to be clean.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// Each begins in the memory of one that was booted once.
+    #[default]
+    Fork,
+    /// Each is reverted by libvirt to where it was kept.
+    Libvirt(Libvirt),
+}
+
+/// Which libvirt makes machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Libvirt {
+    /// Its address, on this host.
+    pub uri: String,
+    /// The program between it and mayfly; looked for beside mayfly's own if missing.
+    pub program: Option<PathBuf>,
+}
+
+impl Default for Libvirt {
+    fn default() -> Self {
+        Self { uri: "qemu:///system".to_owned(), program: None }
+    }
 }
 
 /// Which accelerator is wanted.

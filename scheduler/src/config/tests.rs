@@ -51,6 +51,8 @@ fn every_default_that_the_example_shows_is_the_default() {
         shown.vm.kernel.take().is_some()
             && shown.vm.modules.take().is_some()
             && shown.vm.qemu.take().is_some()
+            && shown.vm.libvirt_uri.take().is_some()
+            && shown.vm.libvirt_program.take().is_some()
     );
     assert_eq!(shown, plain);
 }
@@ -127,6 +129,9 @@ fn emulation_must_be_allowed_in_so_many_words_and_a_kernel_comes_with_its_module
         ("[vm]\naccel = 'tcg'", "vm.accel", "allow_emulation = true"),
         ("[vm]\nkernel = '/boot/vmlinuz'", "vm.kernel", "modules"),
         ("[vm]\nqemu = 'qemu'", "vm.qemu", "absolute"),
+        ("[vm]\nlibvirt_program = 'mayfly-libvirt'", "vm.libvirt_program", "absolute"),
+        ("[vm]\nlibvirt_uri = 'qemu+ssh://192.0.2.1/system'", "vm.libvirt_uri", "this host's libvirt"),
+        ("[vm]\nengine = 'xen'", "engine", "fork"),
     ] {
         let error = load(text).unwrap_err().to_string();
         assert!(error.contains(setting) && error.contains(says), "{error}");

@@ -129,7 +129,7 @@ families! {
     endings: Counter "sandboxes_ended_total" [Tier, Ending] "Sandboxes that are over. One that is quarantined could not be destroyed: it holds its place and is never handed out.";
     ending: Seconds "sandbox_destroy_duration_seconds" [Tier] "How long it took until nothing of a sandbox was left.";
     reused: Counter "sandbox_reused_total" [] "Sandboxes that served a second job. It must stay 0.";
-    reaper_leaks: Counter "reaper_leaks_total" [Leftover] "What the reaper found of dead processes of this node and ended: the processes themselves (mayfly), and of their sandboxes the processes, cgroups, containers and ranges of user ids.";
+    reaper_leaks: Counter "reaper_leaks_total" [Leftover] "What the reaper found of dead processes of this node and ended: the processes themselves (mayfly), and of their sandboxes the processes, cgroups, containers, libvirt domains and ranges of user ids.";
     reaper_failures: Counter "reaper_failures_total" [] "Dead processes of which the reaper could not end everything. It tries again.";
     reaper_last_run: Gauge "reaper_last_run_timestamp_seconds" [] "When the reaper last looked and nothing was left.";
     old_runtime: Gauge "docker_runtime_below_floor" [] "1 if the last container was made by a runtime with known ways out (docker.allow_old_runtime).";

@@ -102,7 +102,7 @@ impl Label {
             Self::State => &["making", "ready", "leased", "quarantined"],
             Self::Making => &["made", "failed"],
             Self::Ending => &["destroyed", "reverted", "quarantined"],
-            Self::Leftover => &["mayfly", "process", "cgroup", "container", "uid_range"],
+            Self::Leftover => &["mayfly", "process", "cgroup", "container", "domain", "uid_range"],
             Self::Resource => &["cpu", "memory", "io"],
             Self::Link => &["intake", "outlet"],
             Self::Message => &[

@@ -35,6 +35,7 @@ impl Witness for Metrics {
                         ("process", left.processes),
                         ("cgroup", left.cgroups),
                         ("container", left.containers),
+                        ("domain", left.domains),
                         ("uid_range", left.uid_ranges),
                     ];
                     for (kind, count) in kinds {

@@ -304,6 +304,7 @@ fn pool_moves(watch: &mut Watch) {
         processes: 5,
         cgroups: 4,
         containers: 3,
+        domains: 6,
         uid_ranges: 2,
     };
     metrics.hear(Happening::Swept { ended: &[left], stuck: 1 });
@@ -312,6 +313,7 @@ fn pool_moves(watch: &mut Watch) {
         ("mayfly_reaper_leaks_total{kind=\"process\"}", 5.0),
         ("mayfly_reaper_leaks_total{kind=\"cgroup\"}", 4.0),
         ("mayfly_reaper_leaks_total{kind=\"container\"}", 3.0),
+        ("mayfly_reaper_leaks_total{kind=\"domain\"}", 6.0),
         ("mayfly_reaper_leaks_total{kind=\"uid_range\"}", 2.0),
         ("mayfly_reaper_failures_total", 1.0),
     ]);
