@@ -29,7 +29,7 @@ test: setup ## build everything and run every test (as root)
 	@if [ -e $(MAYFLY_SKIPPED) ]; then echo 'What could not be run here:'; sort -u $(MAYFLY_SKIPPED) | sed 's/^skipped: /  /'; else echo 'No test was skipped.'; fi
 
 lint: ## check format, lints, docs, scripts and licences
-	@scripts/packages build
+	@scripts/packages build lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
@@ -40,7 +40,7 @@ fmt: ## format the code
 	cargo fmt --all
 
 doc: ## build the API documentation
-	@scripts/packages build
+	@scripts/packages build lint
 	cargo doc --workspace --no-deps
 
 bench: setup ## measure whole runs, sandboxes of each tier, a batch and the service, beside their peers

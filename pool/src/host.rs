@@ -121,7 +121,7 @@ pub fn inspect(query: &Query) -> HostReport {
     findings.extend(cgroups.findings);
     findings.push(nspawn::look(&facts, cgroups.mode));
     findings.push(docker::look(&query.docker));
-    findings.extend(vm::look(&query.vm, &query.run_dir));
+    findings.extend(vm::look(&query.vm, &query.run_dir, &existing_part_of(&query.data_dir)));
     findings.extend(kernel::hygiene(&facts));
     findings.push(images(query));
     HostReport {

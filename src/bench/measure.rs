@@ -22,7 +22,7 @@ use worker::{Assignment, Company, Discard, Job, JobResult, Outcome, Worker, caus
 use super::report::{Figure, Row};
 
 /// How long the pool may take to be full before something must be wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is measured, and how often.
 pub(super) struct Bench {

@@ -10,6 +10,7 @@ mod dockerd;
 mod evidence;
 mod host;
 mod images;
+mod libvirtd;
 mod node;
 mod process;
 mod tiers;
@@ -20,8 +21,9 @@ pub(crate) use self::{
     dockerd::use_by,
     evidence::{Evidence, HEARD},
     host::Sandbox,
+    libvirtd::use_by as use_libvirtd,
     node::Node,
     process::{Finished, Mayfly, Running},
-    tiers::{Place, Tier, in_guest, on, on_every_tier, ready, result_of},
+    tiers::{Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of},
     wait::eventually,
 };

@@ -44,7 +44,12 @@ pub(super) fn judge(findings: &[Finding]) -> Vec<TierReport> {
         Tier::Nspawn => weigh(tier, &[&KERNEL_NEEDS[..], &["systemd-nspawn"]].concat(), findings),
         Tier::Docker => weigh(tier, &[&KERNEL_NEEDS[..], &["docker"]].concat(), findings),
         // The agent makes the rest inside.
-        Tier::Vm => weigh(tier, &[&MACHINE_NEEDS[..], &["qemu", "accelerator"]].concat(), findings),
+        Tier::Vm => {
+            let mut needs = [&MACHINE_NEEDS[..], &["qemu", "accelerator"]].concat();
+            // Looked at only where it is to make them.
+            needs.extend(findings.iter().map(|finding| finding.id).filter(|id| *id == "libvirt"));
+            weigh(tier, &needs, findings)
+        }
     };
     Tier::ALL.into_iter().map(judge).collect()
 }
@@ -151,5 +156,7 @@ mod tests {
         );
         findings.last_mut().unwrap().state = State::Degraded;
         assert!(vm(&findings).ready);
+        findings.push(Finding::new("libvirt", "libvirt", State::Missing, "no daemon"));
+        assert_eq!(vm(&findings).why_not, ["libvirt: no daemon"]);
     }
 }

@@ -3,13 +3,43 @@
 use std::path::Path;
 
 use super::{Finding, State};
-use crate::vm::{Outlook, Vm, VmError, outlook, tools};
+use crate::vm::{
+    Engine, LibvirtError, LibvirtSettings, Outlook, Vm, VmError,
+    libvirt::{leftovers::inspect, shut},
+    outlook, tools,
+};
 
-pub(super) fn look(settings: &Vm, run_dir: &Path) -> [Finding; 2] {
+pub(super) fn look(settings: &Vm, run_dir: &Path, node: &Path) -> Vec<Finding> {
     let found = tools(settings);
     let accelerator =
         found.as_ref().map_err(ToString::to_string).map(|qemu| outlook(settings, run_dir, qemu));
-    [program(found.map(|qemu| qemu.program.display().to_string())), judge(accelerator)]
+    let mut findings =
+        vec![program(found.map(|qemu| qemu.program.display().to_string())), judge(accelerator)];
+    // A host whose machines are not libvirt's is never asked for it.
+    if let Engine::Libvirt(libvirt) = &settings.engine {
+        findings.push(engine(libvirt, node));
+    }
+    findings
+}
+
+fn engine(settings: &LibvirtSettings, node: &Path) -> Finding {
+    let found = match shut(node) {
+        Some(path) => Err(LibvirtError::Closed(path)),
+        None => inspect(settings),
+    };
+    let finding = |state, detail| Finding::new("libvirt", "libvirt", state, detail);
+    match found {
+        Ok((libvirt, qemu)) => {
+            finding(State::Ok, format!("version {libvirt}, QEMU {qemu}, {}", settings.uri))
+        }
+        Err(error) => {
+            let seen = finding(State::Missing, format!("{error} ({})", settings.uri));
+            match error.fix() {
+                Some(fix) => seen.mended_by(fix),
+                None => seen,
+            }
+        }
+    }
 }
 
 fn program(found: Result<String, VmError>) -> Finding {
@@ -46,13 +76,16 @@ fn judge(outlook: Result<Outlook, String>) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
     use crate::vm::Accel;
 
     #[test]
     fn a_host_without_qemu_is_told_which_package_has_it() {
         let settings = Vm { qemu: Some("/usr/nowhere/qemu".into()), ..Vm::default() };
-        let [qemu, accelerator] = look(&settings, Path::new("/nowhere"));
+        let found = look(&settings, Path::new("/nowhere"), Path::new("/"));
+        let [qemu, accelerator] = <[Finding; 2]>::try_from(found).unwrap();
         assert_eq!((qemu.state, accelerator.state), (State::Missing, State::Unknown));
         assert!(qemu.detail.contains("/usr/nowhere/qemu") && qemu.fix.unwrap().contains("qemu-system-x86"));
     }
@@ -65,6 +98,30 @@ mod tests {
         let refused = judge(Ok(Outlook::Refused("there is no /dev/kvm".to_owned())));
         assert_eq!(refused.state, State::Missing);
         assert!(refused.fix.unwrap().contains("allow_emulation"));
+    }
+
+    #[test]
+    fn a_host_is_told_what_the_libvirt_engine_lacks_and_only_if_it_is_wanted() {
+        let vm = |engine| Vm { engine, ..Vm::default() };
+        let seen = |vm: &Vm, node: &Path| look(vm, Path::new("/nowhere"), node).into_iter().nth(2);
+        assert!(seen(&vm(Engine::Fork), Path::new("/")).is_none());
+        let libvirt = |uri: &str, program: &str| {
+            vm(Engine::Libvirt(LibvirtSettings { uri: uri.to_owned(), program: Some(program.into()) }))
+        };
+        let local = LibvirtSettings::default().uri;
+        let closed = tempfile::tempdir().unwrap();
+        fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        for (settings, node, fix) in [
+            (libvirt(&local, "/nowhere/mayfly-libvirt"), Path::new("/"), "libvirt-engine"),
+            (libvirt("qemu+ssh://192.0.2.1/system", "/bin/true"), Path::new("/"), "qemu:///system"),
+            (libvirt(&local, "/bin/true"), closed.path(), "chmod o+x"),
+            (libvirt(&local, "/bin/true"), Path::new("/"), "from one build"),
+        ] {
+            let finding = seen(&settings, node).unwrap();
+            assert_eq!(finding.state, State::Missing);
+            let said = format!("{} {}", finding.detail, finding.fix.unwrap());
+            assert!(said.contains(fix), "{said}");
+        }
     }
 
     #[test]

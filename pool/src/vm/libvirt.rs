@@ -21,7 +21,10 @@ use images::{Image, RootMode};
 use tokio::{sync::OnceCell, time::timeout};
 
 use self::domain::{Own, Process};
-pub(crate) use self::{domain::Domain, stable::Stable};
+pub(crate) use self::{
+    domain::Domain,
+    stable::{Stable, shut},
+};
 pub use self::{error::LibvirtError, uri::check_local};
 use super::{
     BOOT_DEADLINE, bounds_of, error::VmError, freshness, machine::Machine, settings::Libvirt as Settings,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Place, Tier, on_every_tier, result_of};
+use crate::harness::{Place, Tier, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     exit_codes_are_passed_through
@@ -17,6 +17,11 @@ on_every_tier! {
     a_job_that_stopped_itself_ends_at_its_timeout
     a_daemon_does_not_outlive_its_job
     a_daemon_that_holds_the_output_does_not_hold_up_the_end
+    a_sandbox_whose_agent_dies_is_lost_and_not_the_jobs_failure
+}
+
+by_libvirt_too! {
+    a_job_that_ignores_sigterm_is_killed_after_its_grace
     a_sandbox_whose_agent_dies_is_lost_and_not_the_jobs_failure
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use crate::harness::{Place, on_every_tier, result_of};
+use crate::harness::{Place, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     files_go_in_and_come_out_as_they_were
@@ -13,6 +13,10 @@ on_every_tier! {
     what_was_asked_for_and_is_not_there_is_said
     a_file_cannot_be_put_where_the_job_could_not_write
     more_files_than_the_disk_holds_are_refused
+}
+
+by_libvirt_too! {
+    files_go_in_and_come_out_as_they_were
 }
 
 fn files_go_in_and_come_out_as_they_were(place: &Place) {

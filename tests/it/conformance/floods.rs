@@ -2,7 +2,7 @@
 
 use std::{fs, io::Read};
 
-use crate::harness::{Place, Tier, eventually, in_guest, on_every_tier, result_of};
+use crate::harness::{Place, Tier, by_libvirt_too, eventually, in_guest, on_every_tier, result_of};
 
 const MIB: usize = 1024 * 1024;
 
@@ -14,6 +14,10 @@ on_every_tier! {
     output_beyond_its_limit_ends_the_job
     a_reader_who_goes_away_ends_the_job
     with_json_a_flood_is_counted_and_cut
+}
+
+by_libvirt_too! {
+    output_beyond_its_limit_ends_the_job
 }
 
 fn a_flood_with_a_slow_reader_waits_in_the_sandbox_and_not_in_our_memory(place: &Place) {

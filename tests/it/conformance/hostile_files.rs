@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink};
 
 use serde_json::Value;
 
-use crate::harness::{Place, on_every_tier};
+use crate::harness::{Place, by_libvirt_too, on_every_tier};
 
 on_every_tier! {
     a_link_is_never_followed_out_of_the_sandbox
@@ -14,6 +14,10 @@ on_every_tier! {
     more_files_than_are_kept_are_left_out_and_it_is_said
     a_file_that_grows_while_it_is_collected_is_no_trouble
     nothing_is_written_through_a_link_below_the_local_directory
+}
+
+by_libvirt_too! {
+    a_link_is_never_followed_out_of_the_sandbox
 }
 
 /// Runs a script and gets all of /job/out. Gives the result and what came.

@@ -1,6 +1,6 @@
 //! What a job may use, and what happens to one that wants more.
 
-use crate::harness::{Place, Tier, on_every_tier, result_of};
+use crate::harness::{Place, Tier, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     a_memory_bomb_ends_as_out_of_memory
@@ -12,6 +12,11 @@ on_every_tier! {
     one_file_cannot_be_larger_than_the_disk
     a_job_cannot_raise_its_own_limits
     the_kernel_knows_the_limits_that_were_asked_for
+}
+
+by_libvirt_too! {
+    a_memory_bomb_ends_as_out_of_memory
+    a_full_disk_is_no_space_and_never_out_of_memory
 }
 
 const BOMB: &str = "dd if=/dev/zero of=/dev/null bs=1G count=1";

@@ -2,13 +2,17 @@
 
 use jsonschema::Validator;
 
-use crate::harness::{Place, on_every_tier, result_of};
+use crate::harness::{Place, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     every_kind_of_result_is_valid_by_the_published_schema
     a_result_tells_what_the_job_was_and_where_it_ran
     two_jobs_never_have_one_generation
     one_job_makes_one_sandbox
+}
+
+by_libvirt_too! {
+    two_jobs_never_have_one_generation
 }
 
 fn every_kind_of_result_is_valid_by_the_published_schema(place: &Place) {

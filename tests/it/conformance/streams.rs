@@ -1,6 +1,6 @@
 //! stdout and stderr, from the job's hands to the caller's.
 
-use crate::harness::{Place, on_every_tier, result_of};
+use crate::harness::{Place, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     output_and_exit_code_are_passed_through
@@ -10,6 +10,10 @@ on_every_tier! {
     a_job_that_closes_all_its_streams_still_has_an_exit_code
     a_job_that_says_nothing_gives_nothing
     what_a_job_says_in_its_last_moment_arrives
+}
+
+by_libvirt_too! {
+    output_and_exit_code_are_passed_through
 }
 
 fn output_and_exit_code_are_passed_through(place: &Place) {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::dockerd;
+use super::{dockerd, libvirtd};
 
 /// One live sandbox, by its cgroups.
 #[derive(Debug, Clone)]
@@ -101,6 +101,7 @@ pub(crate) fn leftovers(instances: &[String], sessions: &[u32], run_dir: &Path) 
         found.extend(Some(mark).filter(|path| path.exists()).map(show("mark")));
     }
     found.extend(dockerd::leftovers(instances));
+    found.extend(libvirtd::leftovers(instances));
     for claim in fs::read_dir(run_dir.join("uids")).into_iter().flatten().flatten() {
         let owner = fs::read_to_string(claim.path()).unwrap_or_default();
         if instances.contains(&owner) {

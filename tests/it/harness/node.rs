@@ -19,7 +19,7 @@ pub(crate) struct Node {
     /// What its mayflies find in their environment besides.
     env: Vec<(&'static str, String)>,
     /// What every configuration of its mayflies ends with.
-    config: &'static str,
+    config: String,
 }
 
 impl Node {
@@ -30,7 +30,7 @@ impl Node {
         }
         // Images are the same bytes for all; the ledger is what makes the node.
         symlink(images::store(), folder.path().join("data/images")).unwrap();
-        Self { folder, sessions: Arc::default(), env: Vec::new(), config: "" }
+        Self { folder, sessions: Arc::default(), env: Vec::new(), config: String::new() }
     }
 
     /// Puts something into the environment of its mayflies.
@@ -40,8 +40,8 @@ impl Node {
     }
 
     /// Has its mayflies read a configuration that ends with this.
-    pub(crate) fn configured(mut self, config: &'static str) -> Self {
-        self.config = config;
+    pub(crate) fn configured(mut self, config: impl Into<String>) -> Self {
+        self.config = config.into();
         let path = self.config("");
         self.with("MAYFLY_CONFIG", &path)
     }

@@ -141,7 +141,10 @@ impl Running {
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
-        assert!(line.ends_with('\n'), "its output ended with {line:?}; {}", self.guard.note());
+        if !line.ends_with('\n') {
+            let said = self.stderr.take().map(|said| said.join().unwrap());
+            panic!("its output ended with {line:?}; {}; {said:?}", self.guard.note());
+        }
         line.pop();
         line
     }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use super::{Finished, Mayfly, Node, Running, Sandbox, dockerd, eventually};
+use super::{Finished, Mayfly, Node, Running, Sandbox, dockerd, eventually, libvirtd};
 
 /// How a sandbox is isolated. A tier joins the suite by a line here and one in [`on_every_tier`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,12 +107,37 @@ pub(crate) fn result_of(mayfly: Mayfly, code: i32) -> Value {
 pub(crate) fn on(tier: Tier, behaviour: fn(&Place)) {
     match ready(tier) {
         Ok(()) => behaviour(&Place { tier, node: node(tier) }),
-        Err(reason) => {
-            // The runner names the thread of a test by it.
-            let test = std::thread::current().name().unwrap_or("a test").to_owned();
-            servers::tell_skipped(&test, &format!("tier {}: {reason}", tier.name()));
-        }
+        Err(reason) => tell(&format!("tier {}: {reason}", tier.name())),
     }
+}
+
+/// Looks at a behaviour in machines that libvirt makes, or says by name that this host cannot.
+pub(crate) fn on_libvirt(behaviour: fn(&Place)) {
+    static READY: OnceLock<Result<(), String>> = OnceLock::new();
+    let node = || libvirtd::shared().map(|daemon| libvirtd::use_by(Node::new(), daemon));
+    let ready = || match node() {
+        Some(node) => ready_on(&node.mayfly(["doctor", "--json"]).finish().json(), Tier::Vm),
+        None => Err("libvirtd, virsh or tini is not installed".to_owned()),
+    };
+    match (READY.get_or_init(ready), node()) {
+        (Ok(()), Some(node)) => behaviour(&Place { tier: Tier::Vm, node }),
+        (Err(reason), _) => {
+            let required = std::env::var("MAYFLY_TIERS_REQUIRED").unwrap_or_default();
+            let required = required.split(',').any(|name| name == LIBVIRT);
+            assert!(!required, "{LIBVIRT} is required and cannot run here: {reason}");
+            tell(&format!("libvirt: {reason}"));
+        }
+        (Ok(()), None) => unreachable!("what was there is there"),
+    }
+}
+
+/// What CI calls the engine among the tiers that it counts on.
+const LIBVIRT: &str = "vm-libvirt";
+
+fn tell(reason: &str) {
+    // The runner names the thread of a test by it.
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    servers::tell_skipped(&test, reason);
 }
 
 /// What it takes to run machines on a host where no kernel boots under KVM.
@@ -133,6 +158,10 @@ pub(crate) fn ready(tier: Tier) -> Result<(), String> {
     // What is wanted of machines is a matter of configuration.
     let (report, asked) = if tier == Tier::Vm { (&REPORTS[1], tier) } else { (&REPORTS[0], Tier::Docker) };
     let report = report.get_or_init(|| node(asked).mayfly(["doctor", "--json"]).finish().json());
+    ready_on(report, tier)
+}
+
+fn ready_on(report: &Value, tier: Tier) -> Result<(), String> {
     let tiers = report["tiers"].as_array().unwrap();
     let entry = tiers.iter().find(|entry| entry["tier"] == tier.name()).unwrap();
     if entry["ready"] == true { Ok(()) } else { Err(entry["why_not"].to_string()) }
@@ -161,10 +190,31 @@ macro_rules! on_every_tier {
             fn on_vm() {
                 crate::harness::on(crate::harness::Tier::Vm, super::$behaviour);
             }
+
+            #[test]
+            #[ignore = "a machine is booted for each, which takes seconds where it is emulated: `make soak`"]
+            fn on_vm_by_libvirt() {
+                crate::harness::on_libvirt(super::$behaviour);
+            }
         }
     )+ };
 }
 pub(crate) use on_every_tier;
+
+/// Behaviours that are looked at on the vm tier's other engine whenever the tests run, one of each sort.
+macro_rules! by_libvirt_too {
+    ($($behaviour:ident)+) => {
+        mod by_libvirt {
+            $(
+                #[test]
+                fn $behaviour() {
+                    crate::harness::on_libvirt(super::$behaviour);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use by_libvirt_too;
 
 /// A suite that skips what it should have shown proves nothing: CI names the tiers that it counts on.
 #[test]
@@ -174,7 +224,8 @@ fn the_tiers_that_are_required_can_run_here() {
         let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
         return assert!(!ci || Tier::ALL.iter().all(|tier| ready(*tier).is_ok()), "a tier cannot run in CI");
     };
-    for name in required.split(',').filter(|name| !name.is_empty()) {
+    // Whoever looks at the vm tier's other engine sees to that one.
+    for name in required.split(',').filter(|name| !name.is_empty() && *name != LIBVIRT) {
         let tier = Tier::ALL.into_iter().find(|tier| tier.name() == name);
         let tier = tier.unwrap_or_else(|| panic!("MAYFLY_TIERS_REQUIRED: the suite knows no tier {name:?}"));
         assert_eq!(ready(tier), Ok(()), "tier {name} is required and cannot run here");

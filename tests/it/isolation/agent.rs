@@ -1,10 +1,14 @@
 //! The job attacks its agent: every way to end, trace, read, throttle or fool it is refused.
 
-use crate::harness::{Place, on_every_tier, result_of};
+use crate::harness::{Place, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     a_job_cannot_touch_its_agent
     an_agent_outlives_signals_from_all_sides
+    a_job_cannot_speak_in_its_agents_name
+}
+
+by_libvirt_too! {
     a_job_cannot_speak_in_its_agents_name
 }
 

@@ -4,12 +4,17 @@ use std::{collections::HashSet, fs, ops::Range};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Place, Sandbox, Tier, in_guest, on_every_tier};
+use crate::harness::{Place, Sandbox, Tier, by_libvirt_too, in_guest, on_every_tier};
 
 on_every_tier! {
     two_live_sandboxes_share_no_user_id_and_none_with_the_host
     nothing_of_a_live_neighbour_is_seen
     nothing_of_a_former_job_is_seen_by_the_next
+    however_a_job_ends_the_next_life_in_its_place_is_clean
+}
+
+by_libvirt_too! {
+    two_live_sandboxes_share_no_user_id_and_none_with_the_host
     however_a_job_ends_the_next_life_in_its_place_is_clean
 }
 

@@ -2,13 +2,17 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use crate::harness::{Place, Tier, on_every_tier, result_of};
+use crate::harness::{Place, Tier, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     a_read_only_root_refuses_writes_even_to_its_owner
     the_bytes_and_owners_of_an_image_never_change
     a_writable_root_takes_packages_and_forgets_them
     a_writable_root_is_limited_in_size
+    root_inside_a_writable_root_is_nobody_outside
+}
+
+by_libvirt_too! {
     root_inside_a_writable_root_is_nobody_outside
 }
 

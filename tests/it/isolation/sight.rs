@@ -1,6 +1,6 @@
 //! What can be seen from inside: files, mounts, devices, descriptors, processes, networks.
 
-use crate::harness::{Place, Tier, on_every_tier};
+use crate::harness::{Place, Tier, by_libvirt_too, on_every_tier};
 
 on_every_tier! {
     a_job_has_no_capability_no_way_to_new_privileges_and_a_filter
@@ -14,6 +14,11 @@ on_every_tier! {
     what_tells_of_the_kernel_is_masked_or_read_only
     no_socket_of_the_host_is_in_the_sandbox
     a_job_sees_its_own_clock_and_name
+}
+
+by_libvirt_too! {
+    a_job_has_no_capability_no_way_to_new_privileges_and_a_filter
+    there_is_no_network_but_loopback
 }
 
 fn a_job_has_no_capability_no_way_to_new_privileges_and_a_filter(place: &Place) {

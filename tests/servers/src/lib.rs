@@ -4,6 +4,7 @@
 //! that only this process holds. Knows nothing of mayfly.
 
 mod dockerd;
+mod libvirtd;
 mod port;
 mod process;
 mod prometheus;
@@ -17,6 +18,7 @@ mod skip;
 mod trixie;
 
 pub use dockerd::{Dockerd, ask_docker};
+pub use libvirtd::{Libvirtd, virsh};
 pub use port::free_port;
 pub use process::Process;
 pub use prometheus::{Prometheus, get};

@@ -317,7 +317,7 @@ mod tests {
     fn a_directory_that_nobody_may_enter_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("machines/instance/1");
-        // A temporary directory is its owner's alone.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let refused = enterable(&place).unwrap_err();
         assert!(matches!(&refused, LibvirtError::Closed(path) if path == folder.path()), "{refused}");
         assert!(refused.fix().unwrap().contains("chmod o+x"));

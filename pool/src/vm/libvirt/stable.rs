@@ -138,7 +138,7 @@ impl Drop for Stable {
 }
 
 /// Whether a machine's process could find its files below a node's directory.
-pub(super) fn shut(node: &Path) -> Option<PathBuf> {
+pub(crate) fn shut(node: &Path) -> Option<PathBuf> {
     let node = fs::canonicalize(node).ok()?;
     super::domain::shut(&node).map(Path::to_owned)
 }
