@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::process::Signal;
 
-use crate::harness::{Place, Running, Tier, eventually, on, on_every_tier};
+use crate::harness::{Place, Running, Tier, by_libvirt_too, eventually, on, on_every_tier};
 
 on_every_tier! {
     hundreds_of_jobs_leave_the_host_as_it_was
@@ -13,6 +13,10 @@ on_every_tier! {
     a_mayfly_never_sweeps_what_a_live_one_uses
     a_mayfly_of_another_node_leaves_it_alone
     two_mayflies_at_once_do_not_disturb_each_other
+}
+
+by_libvirt_too! {
+    the_next_mayfly_sweeps_what_a_killed_one_left_and_says_so_in_the_ledger
 }
 
 /// In a row, here. `make soak` does a thousand.

@@ -14,6 +14,7 @@ mod xml;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use agent::message::Ready;
@@ -39,6 +40,9 @@ use crate::{
     uids::UidRange,
     workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
 };
+
+/// How long a new life may take: libvirt's part, which is a new process, and then what every sandbox takes.
+const LIFE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Makes machines at libvirt.
 #[derive(Debug)]
@@ -138,8 +142,8 @@ impl Libvirt {
             proof::check_domain(&sandbox, gid).map_err(MakeError::Unconfined)?;
             Ok::<_, MakeError>((channel, ready))
         };
-        let begun = timeout(MAKING_DEADLINE, begun).await;
-        let (channel, ready) = begun.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()))?;
+        let begun = timeout(LIFE_DEADLINE, begun).await;
+        let (channel, ready) = begun.unwrap_or(Err(VmError::Late(LIFE_DEADLINE).into()))?;
         Ok(Begun { generation, sandbox, channel, ready })
     }
 
