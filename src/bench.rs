@@ -38,6 +38,9 @@ pub(crate) struct BenchArgs {
     /// How long the sustained load lasts.
     #[arg(long, default_value = "5s", value_parser = gap, value_name = "TIME")]
     sustained: Duration,
+    /// Measure one job at a time only: warm, making and clean.
+    #[arg(long)]
+    latencies: bool,
     /// Run what people use today beside it, where it is installed.
     #[arg(long)]
     against: bool,
@@ -86,6 +89,9 @@ async fn measure_all(args: &BenchArgs, config: PoolConfig) -> Result<Report, Str
     report.add(peers::floor(&rootfs, args.times, args.gap)?);
     for row in bench.latencies().await? {
         report.add(row);
+    }
+    if args.latencies {
+        return Ok(report);
     }
     // A daemon makes ten containers a second, and a hundred take longer than anybody waits. A machine has memory of its own.
     let (burst, idle) = match args.tier {

@@ -103,6 +103,7 @@ impl Libvirt {
         let instance = &self.workshop.instance;
         let uids = UidRange::claim(&instance.uids(), &instance.signature())?;
         let ((name, folder), generation) = (stable.another(), Id::random());
+        tracing::debug!(domain = name, "booting a machine");
         let own = Own::lay_out(folder, name, kind.to_owned(), machine, uids).await.map_err(VmError::from)?;
         let remains = self.remains(Domain::of(stable, own), generation, &machine.boot_limits())?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
@@ -130,6 +131,7 @@ impl Libvirt {
         limits: &Limits,
     ) -> Result<Begun, MakeError> {
         let (generation, gid) = (Id::random(), domain.gid());
+        tracing::debug!(%generation, domain = domain.name(), "reverting a machine");
         let remains = self.remains(domain, generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         let begun = async {

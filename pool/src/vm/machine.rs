@@ -24,8 +24,9 @@ const SMALLEST: u64 = 128 * MIB;
 const TRANSLATIONS_MIB: u64 = 32;
 const QEMU_NEEDS: u64 = (TRANSLATIONS_MIB + 160) * MIB;
 
-/// Threads of one QEMU: its loop, its helpers and one for each CPU.
-const QEMU_THREADS: u32 = 64;
+/// Threads of one QEMU: its loop, one for each CPU, and its helpers, which alone may be 64 while a snapshot is written. It
+/// dies where one is refused.
+const QEMU_THREADS: u32 = 96;
 
 /// Descriptors of QEMU's by their number: [`launch`](super::launch) lays them out in this order.
 pub(super) const AGENT_FD: i32 = 3;

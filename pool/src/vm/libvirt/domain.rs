@@ -177,6 +177,10 @@ impl Domain {
         self.own.as_ref().expect("only an end takes it")
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.own().name
+    }
+
     pub(crate) fn uids(&self) -> &UidRange {
         &self.own().uids
     }
