@@ -84,6 +84,7 @@ pub(crate) struct Standing<K> {
     pub(crate) waiting: usize,
     pub(crate) counts: Counts,
     pub(crate) target: usize,
+    pub(crate) horizon: Duration,
 }
 
 /// A sandbox for one job, with its place in the pool.
@@ -223,6 +224,7 @@ impl<M: Maker> Keeper<M> {
                 waiting: shelf.waiting(),
                 counts: shelf.counts(),
                 target: shelf.target(now, idle_time),
+                horizon: shelf.horizon(),
             })
             .collect()
     }

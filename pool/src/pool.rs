@@ -115,6 +115,9 @@ pub struct KindStatus {
     pub quarantined: usize,
     /// Jobs that wait for one.
     pub waiting: usize,
+    /// How long it takes until one that was taken is made anew, as measured lately.
+    #[serde(default)]
+    pub refill_us: u64,
 }
 
 /// No pool can be opened here.
@@ -276,6 +279,7 @@ impl Pool {
                 leased: standing.counts.leased,
                 quarantined: standing.counts.quarantined,
                 waiting: standing.waiting,
+                refill_us: standing.horizon.as_micros() as u64,
             })
             .collect()
     }

@@ -195,6 +195,10 @@ impl<S, W> Shelf<S, W> {
         self.waiting.len()
     }
 
+    pub(crate) fn horizon(&self) -> Duration {
+        self.demand.horizon()
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }

@@ -70,6 +70,11 @@ impl Demand {
         self.horizon = self.horizon.mul_f64(0.8) + took.mul_f64(0.2);
     }
 
+    /// How long a replacement takes, smoothed.
+    pub(crate) fn horizon(&self) -> Duration {
+        self.horizon
+    }
+
     /// The caller knows how many jobs are still to come.
     pub(crate) fn expect(&mut self, jobs: usize, now: Instant) {
         self.expected = Some(jobs);
