@@ -23,6 +23,7 @@ use pool::{Pool, PoolConfig, Tier};
 use scheduler::{
     Batch, BatchError, Defaults, JournalError, Plan, Policy, Running, Stage, Stop, Stopper,
     control::{self, Identity},
+    live::Sight,
     stop,
     web::Web,
 };
@@ -32,7 +33,7 @@ use worker::{ErrorReport, Settings, Worker, causes};
 use crate::{
     complaint::{complain, remark},
     exit,
-    node::Places,
+    node::{self, Places},
     shown,
     streams::Signals,
 };
@@ -195,18 +196,18 @@ async fn attend(
     }
     let pool = open_pool(&settings)?;
     let running = batch.with_metrics(Worker::new(pool, Settings::default()), metrics.clone());
-    let web = place.zip(metrics).map(|(place, metrics)| {
-        remark(&format!("metrics and health are at http://{}", place.address()));
-        running.expose(place, metrics, stop.clone())
-    });
     let who = Identity {
-        pid: std::process::id(),
-        verb: "batch".to_owned(),
         jobs: absolute(jobs).display().to_string(),
         results: absolute(results).display().to_string(),
         total: Some(running.total()),
+        ..node::identity("batch")
     };
-    let control = running.listen(&places.run_dir, who, stop.clone());
+    let sight = Sight { who, tiers: Tier::ALL.to_vec(), data_dir: places.data_dir.clone() };
+    let web = place.zip(metrics).map(|(place, metrics)| {
+        remark(&format!("its page, metrics and health are at http://{}", place.address()));
+        running.expose(place, metrics, &sight, &stop)
+    });
+    let control = running.listen(&places.run_dir, &sight, &stop);
     if let Err(error) = &control {
         remark(&format!("`mayfly status` and `mayfly cancel` cannot reach this batch: {error}"));
     }

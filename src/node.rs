@@ -1,13 +1,17 @@
 //! This node as the command line and `mayfly.toml` describe it.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use clap::Args;
 use pool::{DockerSettings, Nobody, PoolConfig, host::Query};
-use scheduler::config::{Config, ConfigError};
+use scheduler::{
+    config::{Config, ConfigError},
+    control::Identity,
+};
 use worker::{ErrorReport, causes};
 
 /// Where the configuration is looked for when nobody says where it is.
@@ -64,6 +68,23 @@ impl Places {
             classes: config.shapes(),
         }
     }
+}
+
+/// This process, as it introduces itself.
+pub(crate) fn identity(verb: &str) -> Identity {
+    Identity {
+        pid: std::process::id(),
+        verb: verb.to_owned(),
+        host: host_name(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Identity::default()
+    }
+}
+
+/// The name that this host goes by.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_: io::Error| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// What to look at on this node.

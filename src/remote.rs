@@ -37,7 +37,7 @@ pub(crate) async fn show(config: &Config, job: &JobKey, json: bool) -> Result<Ex
     };
     let store = services::answering_store(config).await?;
     let why = match state {
-        JobState::Waiting { cancelled: false } => Some(why_it_waits(&store, job).await?),
+        JobState::Waiting { cancelled: false } => Some(why_it_waits(config, &store, job).await?),
         _ => None,
     };
     let mut out = io::stdout().lock();
@@ -71,15 +71,22 @@ fn said(state: JobState, why: Option<&str>) -> String {
     }
 }
 
-async fn why_it_waits(store: &RedisStore, job: &JobKey) -> Result<String, ErrorReport> {
+async fn why_it_waits(config: &Config, store: &RedisStore, job: &JobKey) -> Result<String, ErrorReport> {
     let failed =
         |error: RedisStoreError| ErrorReport::new("the store failed", causes(&error), "see that Redis runs");
     let tier = store.needs(job).await.map_err(failed)?;
     let hosts = store.hosts().await.map_err(failed)?;
-    Ok(said_of(&hosts, tier))
+    let most = config.tenants.get(&job.tenant).and_then(|tenant| tenant.max_running);
+    let running = match most {
+        Some(_) => store.running().await.map_err(failed)?,
+        None => Vec::new(),
+    };
+    let running = running.into_iter().find(|(tenant, _)| *tenant == job.tenant).map_or(0, |(_, jobs)| jobs);
+    Ok(said_of(&hosts, tier, most.map(|most| (running, u64::from(most)))))
 }
 
-fn said_of(hosts: &[Host], tier: Option<Tier>) -> String {
+/// `cap`: how many jobs of the tenant run on all hosts, and how many may on each.
+fn said_of(hosts: &[Host], tier: Option<Tier>, cap: Option<(u64, u64)>) -> String {
     let alive: Vec<&Host> = hosts.iter().filter(|host| host.alive_for.is_some()).collect();
     if let Some(tier) = tier.filter(|_| !alive.is_empty()) {
         let rests = |host: &&&Host| host.facts.resting.iter().any(|name| name == tier.name());
@@ -96,6 +103,11 @@ fn said_of(hosts: &[Host], tier: Option<Tier>) -> String {
     }
     let alive: Vec<&Host> =
         alive.into_iter().filter(|host| tier.is_none_or(|tier| host.offers(tier))).collect();
+    if let Some((running, most)) = cap.map(|(running, each)| (running, each * alive.len() as u64))
+        && (1..=running).contains(&most)
+    {
+        return format!("tenant cap {running}/{most}");
+    }
     let (slots, running) = alive
         .iter()
         .fold((0, 0), |(slots, running), host| (slots + host.facts.slots, running + host.facts.running));
@@ -147,16 +159,24 @@ mod tests {
     #[test]
     fn a_job_that_waits_hears_for_what() {
         let vm = Some(Tier::Vm);
-        for (hosts, tier, expected) in [
-            (vec![], vm, "no host serves now"),
-            (vec![host(&["vm"], &[], false)], vm, "no host serves now"),
-            (vec![host(&["chroot"], &[], true)], vm, "no host offers tier vm"),
-            (vec![host(&["chroot"], &[], true), host(&["vm"], &[], false)], vm, "no host offers tier vm"),
-            (vec![host(&["vm"], &["vm"], true)], vm, "no host offers tier vm now; one makes no"),
-            (vec![host(&["vm"], &[], true)], vm, "its turn comes; 1 hosts offer tier vm"),
-            (vec![host(&["chroot"], &[], true)], None, "its turn comes, if its tier is one"),
+        for (hosts, tier, cap, expected) in [
+            (vec![], vm, None, "no host serves now"),
+            (vec![host(&["vm"], &[], false)], vm, None, "no host serves now"),
+            (vec![host(&["chroot"], &[], true)], vm, None, "no host offers tier vm"),
+            (
+                vec![host(&["chroot"], &[], true), host(&["vm"], &[], false)],
+                vm,
+                None,
+                "no host offers tier vm",
+            ),
+            (vec![host(&["vm"], &["vm"], true)], vm, None, "no host offers tier vm now; one makes no"),
+            (vec![host(&["vm"], &[], true)], vm, None, "its turn comes; 1 hosts offer tier vm"),
+            (vec![host(&["chroot"], &[], true)], None, None, "its turn comes, if its tier is one"),
+            (vec![host(&["vm"], &[], true); 2], vm, Some((4, 2)), "tenant cap 4/4"),
+            (vec![host(&["vm"], &[], true); 2], vm, Some((3, 2)), "its turn comes"),
+            (vec![host(&["chroot"], &[], true)], vm, Some((4, 2)), "no host offers tier vm"),
         ] {
-            let said = said_of(&hosts, tier);
+            let said = said_of(&hosts, tier, cap);
             assert!(said.starts_with(expected), "{said:?} is not {expected:?}");
         }
     }

@@ -5,7 +5,7 @@
 //! | 0 | it was told to stop, and every job that ran has its result or is with the broker again |
 //! | 125 | mayfly failed: what to do is said |
 
-use std::{io, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use pool::{Pool, PoolConfig, Tier, host};
@@ -14,6 +14,7 @@ use scheduler::{
     broker::LinkHealth,
     config::{BrokerPart, Config},
     control::Identity,
+    live::Sight,
     metrics::Metrics,
     redis::{Health, HostFacts, RedisStore},
     stop,
@@ -58,7 +59,7 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
         .map(|_| shown::of_service(&config, &tiers, pool_settings(&config, places).settings.max_instances));
     let pool = open_pool(&config, places, metrics.clone())?;
     let facts = HostFacts {
-        host: host_name(),
+        host: node::host_name(),
         tiers: tiers.iter().map(ToString::to_string).collect(),
         slots: config.serve.slots,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -70,7 +71,7 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     })?;
     let longest_held = config.broker.as_ref().map_or_else(Duration::default, BrokerPart::longest_held);
     let neighbours = Neighbours { store: store.clone(), longest_held, tier_wait: config.serve.tier_wait };
-    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers), Some(neighbours));
+    let queue = AmqpQueue::open(&broker, AmqpOptions::new(config.lanes(), tiers.clone()), Some(neighbours));
     tokio::spawn(tell_of_claims(store.clone(), longest_held));
     tokio::spawn(tell_of_queue(queue.health(), jobs.clone()));
     tokio::spawn(tell_of_store(store.health(), results.clone()));
@@ -81,8 +82,9 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let rights = (config.policies(), slots);
     let service = Arc::new(Service::new(queue, (store, artifacts), worker, rights, metrics.clone()));
     let (stopper, stop) = stop();
-    let who = Identity { pid: std::process::id(), verb: "serve".to_owned(), jobs, results, total: None };
-    let control = service.listen(&places.run_dir, who, stop.clone());
+    let who = Identity { jobs, results, ..node::identity("serve") };
+    let sight = Sight { who, tiers, data_dir: places.data_dir.clone() };
+    let control = service.listen(&places.run_dir, &sight, &stop);
     if let Err(error) = &control {
         remark(&format!("`mayfly status` and `mayfly cancel` cannot reach this process: {error}"));
     }
@@ -90,8 +92,8 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let hurrying = tokio::spawn(hurry(stop.clone(), stopper.clone(), config.serve.drain));
     let resting = tokio::spawn(tell_of_rest(Arc::clone(&service)));
     let web = place.zip(metrics).map(|(place, metrics)| {
-        remark(&format!("metrics and health are at http://{}", place.address()));
-        service.expose(place, metrics, stop.clone())
+        remark(&format!("the live page, metrics and health are at http://{}", place.address()));
+        service.expose(place, metrics, &sight, &stop)
     });
     remark(&format!("serving with {slots} slots"));
     let ran = service.run(&stopper, &stop).await;
@@ -288,9 +290,4 @@ async fn tell_of_store(mut health: tokio::sync::watch::Receiver<Health>, address
             return;
         }
     }
-}
-
-fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_: io::Error| "unknown".to_owned(), |name| name.trim().to_owned())
 }

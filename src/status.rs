@@ -10,7 +10,7 @@ use clap::Args;
 use scheduler::{
     JobKey, JobState, Resting,
     control::{
-        Answer, Ask, JobStatus, Status,
+        Answer, Ask, JobStatus, LaneStatus, Status,
         client::{ask, live},
     },
     shown,
@@ -72,9 +72,11 @@ fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let outcomes: Vec<_> = status.outcomes.iter().map(|(name, count)| format!("{name} {count}")).collect();
     let of = who.total.map_or(String::new(), |total| format!(" of {total}"));
     writeln!(out, "  ended    {}{of}: {}", status.ended, outcomes.join(", "))?;
-    match &status.waiting_for {
-        Some(why) => writeln!(out, "  waiting  {}: {why}", status.waiting)?,
-        None => writeln!(out, "  waiting  0")?,
+    for lane in &status.lanes {
+        writeln!(out, "  waiting  {}: {}", lane_text(lane), lane.why)?;
+    }
+    if status.lanes.is_empty() {
+        writeln!(out, "  waiting  0")?;
     }
     for resting in &status.resting {
         writeln!(out, "  {}", resting_text(resting))?;
@@ -82,9 +84,18 @@ fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     for running in &status.running {
         let (job, tier, phase) = (&running.job, running.tier, running.phase.name());
         let elapsed = shown(running.elapsed_us);
-        writeln!(out, "  running  {job}  {tier}  {phase}  {elapsed}  attempt {}", running.attempt)?;
+        let why = running.waits_for.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        writeln!(out, "  running  {job}  {tier}  {phase}  {elapsed}  attempt {}{why}", running.attempt)?;
     }
     Ok(())
+}
+
+/// How many wait, and which.
+pub(crate) fn lane_text(lane: &LaneStatus) -> String {
+    let LaneStatus { tenant, tier, high, jobs, .. } = lane;
+    let tenant = tenant.as_ref().map_or(String::new(), |tenant| format!(" of {tenant}"));
+    let tier = tier.map_or(String::new(), |tier| format!(" on {tier}"));
+    format!("{jobs}{tenant}{tier}{}", if *high { ", high" } else { "" })
 }
 
 /// A tier that rests, in a line.
@@ -133,7 +144,9 @@ fn one(
             JobState::Over { outcome } => format!("ended: {}", outcome.name()),
             JobState::Begun { attempt } => match running {
                 Some(running) => {
-                    format!("{} for {} ({})", running.phase.name(), shown(running.elapsed_us), running.tier)
+                    let why = running.waits_for.as_ref().map_or(String::new(), |why| format!(": {why}"));
+                    let (phase, elapsed) = (running.phase.name(), shown(running.elapsed_us));
+                    format!("{phase} for {elapsed} ({}){why}", running.tier)
                 }
                 None => format!("begun, attempt {attempt}"),
             },

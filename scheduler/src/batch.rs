@@ -17,11 +17,12 @@ pub use self::afar::Afar;
 use crate::{
     board::Board,
     broker::BrokerError,
-    control::{Control, Identity},
+    control::Control,
     dispatch::{DispatchError, Dispatcher},
     intake::{Defaults, IntakeError, JobsFile},
     journal::{self, Journal, JournalError},
-    metrics::{Metered, Metrics, View},
+    live::{Form, Look, Pane, Sight},
+    metrics::{Metered, Metrics},
     policy::Policy,
     queue::embedded::EmbeddedQueue,
     runner::Runner,
@@ -208,15 +209,20 @@ impl<R: Runner> Running<R> {
     }
 
     /// Lets other processes ask what goes on, and cancel jobs.
-    pub fn listen(&self, run_dir: &Path, who: Identity, stop: Stop) -> io::Result<Control> {
-        Control::listen(run_dir, who, &self.engine, stop)
+    pub fn listen(&self, run_dir: &Path, sight: &Sight, stop: &Stop) -> io::Result<Control> {
+        Control::listen(run_dir, sight.who.clone(), &self.engine, self.look(sight, stop))
     }
 
     /// Shows from now on what goes on.
     #[must_use]
-    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, stop: Stop) -> Web {
-        let (engine, tiers) = (Arc::downgrade(&self.engine), metrics.tiers().to_vec());
-        place.answer(metrics, Arc::new(move || Some(View::of(&*engine.upgrade()?, &tiers, &stop))))
+    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, sight: &Sight, stop: &Stop) -> Web {
+        place.answer(metrics, self.look(sight, stop))
+    }
+
+    fn look(&self, sight: &Sight, stop: &Stop) -> Look {
+        // What its jobs write is in their results and nowhere before.
+        let form = Form { servers: |_| None, follow: |_, _| None };
+        Arc::new(Pane::new(&self.engine, form, sight, stop))
     }
 
     /// Jobs in the file.

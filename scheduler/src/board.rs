@@ -1,6 +1,8 @@
 //! What is going on right now, for whoever asks: counts, and the jobs that run. Its size depends on how many jobs
 //! run at once and on nothing else.
 
+mod recent;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -14,6 +16,8 @@ use pool::Tier;
 use serde::{Deserialize, Serialize};
 use worker::{Canceller, JobResult, Phase, Progress};
 
+pub(crate) use self::recent::Recent;
+pub use self::recent::{EndedJob, PhaseNow};
 use crate::{key::JobKey, tally::Tally};
 
 /// The live state of a dispatcher.
@@ -21,6 +25,7 @@ use crate::{key::JobKey, tally::Tally};
 pub struct Board {
     running: Mutex<HashMap<JobKey, Entry>>,
     tally: Mutex<Tally>,
+    recent: Mutex<Recent>,
     retries: AtomicU64,
     stale: AtomicU64,
 }
@@ -29,6 +34,7 @@ pub struct Board {
 #[derive(Debug)]
 pub(crate) struct Entry {
     tier: Tier,
+    image: String,
     attempt: u32,
     since: Instant,
     progress: Progress,
@@ -38,8 +44,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(tier: Tier, attempt: u32, progress: Progress, canceller: Canceller) -> Self {
-        Self { tier, attempt, since: Instant::now(), progress, canceller, cancelled: false }
+    pub(crate) fn new(
+        (tier, image): (Tier, String),
+        attempt: u32,
+        progress: Progress,
+        canceller: Canceller,
+    ) -> Self {
+        Self { tier, image, attempt, since: Instant::now(), progress, canceller, cancelled: false }
     }
 }
 
@@ -56,6 +67,15 @@ pub struct RunningJob {
     pub attempt: u32,
     /// How long it has had its slot.
     pub elapsed_us: u64,
+    /// What it runs in, as it asked for it: `name`, or `name@sha256:…`.
+    #[serde(default)]
+    pub image: String,
+    /// How long each phase took that it has reached; the last one goes on.
+    #[serde(default)]
+    pub times_us: Vec<(Phase, u64)>,
+    /// What it waits for, though it has its slot.
+    #[serde(default)]
+    pub waits_for: Option<String>,
 }
 
 /// A job is on the board until this is dropped.
@@ -83,6 +103,9 @@ impl Board {
                 phase: entry.progress.phase(),
                 attempt: entry.attempt,
                 elapsed_us: entry.since.elapsed().as_micros() as u64,
+                image: entry.image.clone(),
+                times_us: entry.progress.times(),
+                waits_for: None,
             })
             .collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.elapsed_us));
@@ -111,6 +134,12 @@ impl Board {
 
     pub(crate) fn count(&self, result: &JobResult) {
         self.tally_mut().count(result);
+        self.recent().note(result);
+    }
+
+    /// What became of the latest jobs.
+    pub(crate) fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn preset(&self, tally: Tally) {

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use pool::KindStatus;
+use pool::{KindStatus, Tier};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -28,9 +28,10 @@ use crate::{
     board::RunningJob,
     dispatch::Dispatcher,
     key::JobKey,
+    live::{Look, Snapshot, reasons},
+    metrics::View,
     queue::Queue,
     runner::Runner,
-    stop::{Stage, Stop},
     store::{Cancelling, JobState, Store},
     ward::Resting,
 };
@@ -62,6 +63,8 @@ pub enum Ask {
     },
     /// How the sandboxes stand.
     Pool,
+    /// All that its page shows.
+    Snapshot,
 }
 
 /// An answer.
@@ -88,6 +91,8 @@ pub enum Answer {
         #[serde(default)]
         resting: Vec<Resting>,
     },
+    /// To [`Ask::Snapshot`].
+    Snapshot(Box<Snapshot>),
     /// The question cannot be answered.
     Error {
         /// Why.
@@ -104,12 +109,18 @@ struct Envelope<T> {
 }
 
 /// Who a live process is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Its process id.
     pub pid: u32,
     /// What it was started for: `batch` or `serve`.
     pub verb: String,
+    /// The host's name.
+    #[serde(default)]
+    pub host: String,
+    /// The release of mayfly. Not its `version`: that is the protocol's in every line.
+    #[serde(default)]
+    pub release: String,
     /// Where its jobs come from: a file, or a broker's address.
     pub jobs: String,
     /// Where its results go: a file, or a store's address.
@@ -132,6 +143,9 @@ pub struct Status {
     pub waiting: u64,
     /// Why they wait; missing if none does.
     pub waiting_for: Option<String>,
+    /// The same, told apart by whose they are and what they need.
+    #[serde(default)]
+    pub lanes: Vec<LaneStatus>,
     /// Jobs at once.
     pub slots: usize,
     /// Those that run.
@@ -143,6 +157,21 @@ pub struct Status {
     pub resting: Vec<Resting>,
     /// Whether no more jobs are started.
     pub stopping: bool,
+}
+
+/// Jobs that wait for the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Whose they are, where that is known.
+    pub tenant: Option<String>,
+    /// The tier that they need, where that is known.
+    pub tier: Option<Tier>,
+    /// Whether they go before others of their tenant's.
+    pub high: bool,
+    /// How many.
+    pub jobs: u64,
+    /// Why they wait.
+    pub why: String,
 }
 
 /// What is known of one job.
@@ -187,12 +216,12 @@ pub fn folder(run_dir: &Path) -> PathBuf {
 }
 
 impl Control {
-    /// Opens the socket and answers from now on.
+    /// Opens the socket and answers from now on, as `look` sees it.
     pub fn listen<Q: Queue, S: Store, R: Runner>(
         run_dir: &Path,
         who: Identity,
         engine: &Arc<Dispatcher<Q, S, R>>,
-        stop: Stop,
+        look: Look,
     ) -> io::Result<Self> {
         let folder = folder(run_dir);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
@@ -204,7 +233,7 @@ impl Control {
         let listener = UnixListener::bind(&nascent)?;
         fs::set_permissions(&nascent, Permissions::from_mode(0o600))?;
         fs::rename(&nascent, &path)?;
-        let answerer = Arc::new(Answerer { who, engine: Arc::downgrade(engine), stop });
+        let answerer = Arc::new(Answerer { who, engine: Arc::downgrade(engine), look });
         let server = tokio::spawn(async move {
             // An accept that fails (no descriptors left, say) is tried again when the next one comes.
             loop {
@@ -231,7 +260,7 @@ struct Answerer<Q, S, R> {
     who: Identity,
     /// A connection that stays open does not keep the engine from its end.
     engine: Weak<Dispatcher<Q, S, R>>,
-    stop: Stop,
+    look: Look,
 }
 
 impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
@@ -266,10 +295,17 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
         let Some(engine) = self.engine.upgrade() else {
             return Answer::Error { why: "it has just ended".to_owned() };
         };
+        let Some(view) = self.look.view() else {
+            return Answer::Error { why: "it has just ended".to_owned() };
+        };
         match ask {
-            Ask::Status => Answer::Status(self.status(&engine)),
-            Ask::Pool => Answer::Pool { kinds: engine.runner().standing(), resting: engine.resting() },
-            Ask::Job { job } => match self.job(&engine, &key(&job)).await {
+            Ask::Snapshot => match self.look.snapshot() {
+                Some(snapshot) => Answer::Snapshot(Box::new(snapshot)),
+                None => Answer::Error { why: "it has just ended".to_owned() },
+            },
+            Ask::Status => Answer::Status(self.status(&engine, view)),
+            Ask::Pool => Answer::Pool { kinds: view.kinds, resting: view.resting },
+            Ask::Job { job } => match job_status(&engine, &key(&job), view).await {
                 Ok(job) => Answer::Job { job },
                 Err(why) => Answer::Error { why },
             },
@@ -280,43 +316,38 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
         }
     }
 
-    fn status(&self, engine: &Dispatcher<Q, S, R>) -> Status {
+    fn status(&self, engine: &Dispatcher<Q, S, R>, view: View) -> Status {
         let board = engine.board();
         let tally = board.tally();
-        let running = board.jobs();
-        let waiting = engine.queue().backlog().jobs;
+        let lanes: Vec<LaneStatus> = reasons::lanes(&view).collect();
+        let waiting = lanes.iter().map(|lane| lane.jobs).sum();
         Status {
             who: self.who.clone(),
             ended: tally.total(),
             outcomes: tally.outcomes().map(|(outcome, count)| (outcome.name().to_owned(), count)).collect(),
             waiting,
-            waiting_for: (waiting > 0).then(|| self.waiting_for(engine.slots(), running.len())),
-            slots: engine.slots(),
-            running,
-            retries: board.retries(),
-            resting: engine.resting(),
-            stopping: self.stop.stage() != Stage::Running,
+            // Of most of them.
+            waiting_for: lanes.iter().max_by_key(|lane| lane.jobs).map(|lane| lane.why.clone()),
+            lanes,
+            slots: view.slots,
+            running: view.running,
+            retries: view.retries,
+            resting: view.resting,
+            stopping: view.stopping,
         }
     }
+}
 
-    fn waiting_for(&self, slots: usize, running: usize) -> String {
-        if self.stop.stage() != Stage::Running {
-            "no more jobs are started: it is stopping".to_owned()
-        } else if running >= slots {
-            format!("all {slots} slots are taken")
-        } else {
-            "its turn comes next".to_owned()
-        }
-    }
-
-    async fn job(&self, engine: &Dispatcher<Q, S, R>, job: &JobKey) -> Result<Option<JobStatus>, String> {
-        let state = engine.store().state(job).await.map_err(|error| error.to_string())?;
-        let jobs = engine.board().jobs();
-        let waits = matches!(state, Some(JobState::Waiting { .. }));
-        let waiting_for = waits.then(|| self.waiting_for(engine.slots(), jobs.len()));
-        let running = jobs.into_iter().find(|running| running.job == *job);
-        Ok(state.map(|state| JobStatus { job: job.clone(), state, running, waiting_for }))
-    }
+async fn job_status<Q: Queue, S: Store, R: Runner>(
+    engine: &Dispatcher<Q, S, R>,
+    job: &JobKey,
+    view: View,
+) -> Result<Option<JobStatus>, String> {
+    let state = engine.store().state(job).await.map_err(|error| error.to_string())?;
+    let waits = matches!(state, Some(JobState::Waiting { .. }));
+    let waiting_for = waits.then(|| reasons::of_one(&job.tenant, &view));
+    let running = view.running.into_iter().find(|running| running.job == *job);
+    Ok(state.map(|state| JobStatus { job: job.clone(), state, running, waiting_for }))
 }
 
 async fn cancel<Q: Queue, S: Store, R: Runner>(

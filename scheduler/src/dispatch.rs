@@ -359,7 +359,8 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         let key = &attempt.job;
         let (canceller, cancelled) = cancellation();
         let progress = Progress::default();
-        let posted = Entry::new(assignment.want.tier, attempt.number, progress.clone(), canceller.clone());
+        let kind = (assignment.want.tier, assignment.want.image.to_string());
+        let posted = Entry::new(kind, attempt.number, progress.clone(), canceller.clone());
         let _posted = self.board.post(key, posted);
         if stop.stage() == Stage::Aborting {
             // It was posted after all others were told.

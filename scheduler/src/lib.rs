@@ -11,6 +11,7 @@
 //! - [`Service`]: one host of many, for as long as it runs.
 //! - [`ArtifactStore`]: the files that jobs leave, for any host to fetch.
 //! - [`control`]: how other processes ask a live one.
+//! - [`live`]: what goes on, and why what waits does.
 //! - [`metrics`] and [`web`]: what is counted, and where it is shown.
 
 mod admit;
@@ -27,6 +28,7 @@ mod failpoint;
 mod intake;
 mod journal;
 mod key;
+pub mod live;
 pub mod metrics;
 mod outcomes;
 mod policy;
@@ -44,7 +46,7 @@ pub mod web;
 pub use admit::{Origin, Refusal, admit, path as check_path};
 pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};
 pub use batch::{Afar, Batch, BatchError, Plan, Running};
-pub use board::{Board, RunningJob};
+pub use board::{Board, EndedJob, PhaseNow, RunningJob};
 pub use dispatch::{DispatchError, Dispatcher};
 pub use intake::{Defaults, IntakeError};
 pub use journal::JournalError;

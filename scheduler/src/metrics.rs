@@ -36,7 +36,7 @@ use self::{
 };
 pub use self::{
     metered::Metered,
-    view::{Servers, View, Waiting},
+    view::{Servers, View},
 };
 
 /// What bounds the labels, and what else is known before the first job.

@@ -56,6 +56,21 @@ pub trait Queue: Send + Sync + 'static {
 
     /// What waits, as far as the queue knows without asking every job.
     fn backlog(&self) -> Backlog;
+
+    /// The same, told apart by what it waits for.
+    fn waiting(&self) -> Vec<Waiting> {
+        let Backlog { jobs, kinds } = self.backlog();
+        let known: u64 = kinds.iter().map(|(_, jobs)| jobs).sum();
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let of_kinds = kinds.iter().map(|(want, jobs)| (Some(want.tier), *jobs));
+        for (tier, jobs) in of_kinds.chain([(None, jobs.saturating_sub(known))]) {
+            match waiting.iter_mut().find(|lane| lane.tier == tier) {
+                Some(lane) => lane.jobs += jobs,
+                None => waiting.push(Waiting { tier, jobs, ..Waiting::default() }),
+            }
+        }
+        waiting
+    }
 }
 
 /// A job that was pulled.
@@ -122,6 +137,23 @@ pub struct Backlog {
     pub jobs: u64,
     /// How many of them need which kind of sandbox, as far as that is known.
     pub kinds: Vec<(Want, u64)>,
+}
+
+/// Jobs that wait for the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Whose they are, where that is known.
+    pub tenant: Option<String>,
+    /// The tier that they need, where that is known.
+    pub tier: Option<Tier>,
+    /// Whether they go before others of their tenant's.
+    pub high: bool,
+    /// How many.
+    pub jobs: u64,
+    /// How many jobs of the same tenant run here.
+    pub running: u32,
+    /// How many of them may.
+    pub most: Option<u32>,
 }
 
 /// The queue does not do what it is asked.

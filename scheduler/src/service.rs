@@ -13,10 +13,11 @@ use worker::{Assignment, Cancelled, Company, Discard, Ended, ErrorReport, Progre
 use crate::{
     artifacts::ArtifactStore,
     board::Board,
-    control::{Control, Identity},
+    control::Control,
     dispatch::{DispatchError, Dispatcher},
     key::JobKey,
-    metrics::{Metered, Metrics, Servers, View, Waiting},
+    live::{Form, Look, Pane, Sight},
+    metrics::{Metered, Metrics, Servers},
     policy::Policies,
     queue::{AmqpQueue, Queue},
     runner::Runner,
@@ -133,11 +134,6 @@ impl<Q: Queue> Service<Q> {
         self.engine.store().set_facts(facts);
     }
 
-    /// Lets other processes ask what goes on, and cancel jobs.
-    pub fn listen(&self, run_dir: &Path, who: Identity, stop: Stop) -> io::Result<Control> {
-        Control::listen(run_dir, who, &self.engine, stop)
-    }
-
     /// The tiers on which this host can make no sandbox for now.
     #[must_use]
     pub fn resting(&self) -> Vec<Resting> {
@@ -173,29 +169,28 @@ impl<Q: Queue> Service<Q> {
 }
 
 impl Service<AmqpQueue> {
+    /// Lets other processes ask what goes on, and cancel jobs.
+    pub fn listen(&self, run_dir: &Path, sight: &Sight, stop: &Stop) -> io::Result<Control> {
+        Control::listen(run_dir, sight.who.clone(), &self.engine, self.look(sight, stop))
+    }
+
     /// Shows from now on what goes on.
     #[must_use]
-    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, stop: Stop) -> Web {
-        // Whoever asks does not keep the engine from its end.
-        let (engine, tiers) = (Arc::downgrade(&self.engine), metrics.tiers().to_vec());
-        let look = move || {
-            let engine = engine.upgrade()?;
-            let queue = engine.queue();
-            let lanes = queue.waiting().into_iter().map(|(lane, jobs)| Waiting {
-                tenant: Some(lane.tenant),
-                tier: Some(lane.tier),
-                high: lane.high,
-                jobs,
-            });
-            let servers = Servers {
-                broker: queue.health().borrow().clone(),
-                counts: queue.counts(),
-                store: engine.store().health().borrow().clone(),
-            };
-            let view = View::of(&engine, &tiers, &stop);
-            Some(View { waiting: lanes.collect(), servers: Some(servers), ..view })
+    pub fn expose(&self, place: Place, metrics: Arc<Metrics>, sight: &Sight, stop: &Stop) -> Web {
+        place.answer(metrics, self.look(sight, stop))
+    }
+
+    fn look(&self, sight: &Sight, stop: &Stop) -> Look {
+        let form = Form {
+            servers: |engine: &Engine<AmqpQueue>| {
+                let queue = engine.queue();
+                let broker = queue.health().borrow().clone();
+                let store = engine.store().health().borrow().clone();
+                Some(Servers { broker, counts: queue.counts(), store })
+            },
+            follow: |engine, job| Some(engine.store().follow(job)),
         };
-        place.answer(metrics, Arc::new(look))
+        Arc::new(Pane::new(&self.engine, form, sight, stop))
     }
 }
 

@@ -1,30 +1,41 @@
-//! What a live process shows over HTTP: `/metrics`, `/healthz` and `/readyz`. Read-only.
+//! What a live process shows over HTTP: its page, `/metrics`, `/healthz` and `/readyz`. Read-only.
+//!
+//! | path | what |
+//! | --- | --- |
+//! | `/`, `/job/TENANT/ID` | the page (`page`) |
+//! | `/events`, `/events/TENANT/ID` | what it shows, as it changes (`events`) |
+//! | `/login` | where a browser gives the token (`token`) |
+//! | `/metrics`, `/healthz`, `/readyz` | numbers and health |
 //!
 //! Whoever can reach the port can ask; where that is not only this host, a token is needed. How many ask at once, how
 //! long a question may be and how long an answer may take are bounded: nobody who asks holds up a job.
+
+mod events;
+mod page;
+mod token;
 
 use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use futures_util::Stream;
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Body, Frame, Incoming},
     header::{
-        ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, WWW_AUTHENTICATE,
-        X_CONTENT_TYPE_OPTIONS,
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, LOCATION,
+        REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
     },
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -33,7 +44,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::metrics::{Metrics, View};
+use self::page::Document;
+pub use self::token::Token;
+use crate::{key::JobKey, live::Look, metrics::Metrics};
 
 /// Who may ask at once. Others wait.
 const CONNECTIONS: usize = 64;
@@ -43,9 +56,14 @@ const QUESTION: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(300);
 /// The longest head of a question.
 const LONGEST_HEAD: usize = 16 * 1024;
-const SHORTEST_TOKEN: usize = 16;
+/// The longest form with a token.
+const LONGEST_FORM: usize = 4096;
+/// Who may look on at once. Whoever scrapes finds a place all the same.
+const ONLOOKERS: usize = CONNECTIONS / 2;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Nothing can be shown.
@@ -61,38 +79,6 @@ pub enum WebError {
         error: io::Error,
     },
 }
-
-/// What whoever asks must show. Only its digest is kept.
-#[derive(Clone)]
-pub struct Token([u8; 32]);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-impl Token {
-    /// A token, unless it is too short or cannot be sent.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        let good = text.len() >= SHORTEST_TOKEN && text.bytes().all(|byte| byte.is_ascii_graphic());
-        good.then(|| Self::digest(text.as_bytes()))
-    }
-
-    fn digest(text: &[u8]) -> Self {
-        Self(Sha256::digest(text).into())
-    }
-
-    /// Whether the question shows it. Digests are compared, so how long that takes tells nothing of the token.
-    fn is_shown(&self, headers: &HeaderMap) -> bool {
-        let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        shown.is_some_and(|shown| Self::digest(shown).0 == self.0)
-    }
-}
-
-/// How it is looked at what goes on. `None`: it has just ended.
-pub type Look = Arc<dyn Fn() -> Option<View> + Send + Sync>;
 
 /// A place to listen, taken: nobody is answered yet.
 #[derive(Debug)]
@@ -127,7 +113,15 @@ impl Place {
     #[must_use]
     pub fn answer(self, metrics: Arc<Metrics>, look: Look) -> Web {
         let Self { listener, address, token } = self;
-        let answerer = Arc::new(Answerer { metrics, look, token, local: address.ip().is_loopback() });
+        let answerer = Arc::new(Answerer {
+            metrics,
+            look,
+            token,
+            address,
+            page: Document::page(),
+            login: Document::login(),
+            onlookers: Arc::new(Semaphore::new(ONLOOKERS)),
+        });
         Web { server: tokio::spawn(accept(listener, answerer)) }
     }
 }
@@ -171,7 +165,12 @@ async fn accept(listener: TcpListener, answerer: Arc<Answerer>) {
 async fn attend(stream: TcpStream, answerer: Arc<Answerer>) {
     let answer = service_fn(move |question: Request<Incoming>| {
         let answerer = Arc::clone(&answerer);
-        async move { Ok::<_, Infallible>(answerer.answer(&question).await) }
+        async move {
+            Ok::<_, Infallible>(match (question.method(), question.uri().path()) {
+                (&Method::POST, "/login") => answerer.admit(question).await,
+                _ => answerer.answer(&question).await,
+            })
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(QUESTION).max_buf_size(LONGEST_HEAD);
@@ -184,11 +183,13 @@ struct Answerer {
     metrics: Arc<Metrics>,
     look: Look,
     token: Option<Token>,
-    /// Whether only this host can ask.
-    local: bool,
+    address: SocketAddr,
+    page: Document,
+    login: Document,
+    onlookers: Arc<Semaphore>,
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 impl Answerer {
     async fn answer<B>(&self, question: &Request<B>) -> Answer {
@@ -197,28 +198,90 @@ impl Answerer {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        let trusted = self.token.as_ref().is_none_or(|token| token.is_shown(question.headers()));
-        // A page that somebody reads here may have a name that leads here: its scripts are not to read along.
-        if self.local && self.token.is_none() && !is_called_locally(question.headers()) {
-            return said(StatusCode::MISDIRECTED_REQUEST, "ask by an IP address or as localhost\n");
+        if let Some(refusal) = self.refuse_strangers(question.headers()) {
+            return refusal;
         }
-        match question.uri().path() {
+        let trusted = self
+            .token
+            .as_ref()
+            .is_none_or(|token| token.is_shown(question.headers(), SystemTime::now(), self.address.port()));
+        let path = question.uri().path();
+        match path {
             "/healthz" => said(StatusCode::OK, "ok\n"),
             // Whoever balances load may know whether, and not why.
             "/readyz" => self.readiness(trusted),
-            _ if !trusted => {
-                let mut answer =
-                    said(StatusCode::UNAUTHORIZED, "the token of metrics.token_file is needed\n");
-                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                answer
-            }
+            _ if !trusted => self.ask_for_token(path),
             "/metrics" => self.exposition().await,
-            _ => said(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n"),
+            "/" => document(StatusCode::OK, &self.page),
+            "/login" => elsewhere("/"),
+            "/events" => match events::place(&self.onlookers) {
+                Some(place) => stream(events::moments(Arc::clone(&self.look), place)),
+                None => too_many(),
+            },
+            _ => self.of_one_job(path),
         }
     }
 
+    fn of_one_job(&self, path: &str) -> Answer {
+        let (of_page, of_events) = (path.strip_prefix("/job/"), path.strip_prefix("/events/"));
+        let job = of_page.or(of_events).map(str::parse::<JobKey>);
+        match (job, of_events) {
+            (Some(Ok(_)), None) => document(StatusCode::OK, &self.page),
+            (Some(Ok(job)), Some(_)) => match events::place(&self.onlookers) {
+                Some(place) => stream(events::job(Arc::clone(&self.look), job, place)),
+                None => too_many(),
+            },
+            (Some(Err(_)), _) => said(StatusCode::NOT_FOUND, "that names no job: write TENANT/ID\n"),
+            (None, _) => said(StatusCode::NOT_FOUND, "there are /, /metrics, /healthz and /readyz\n"),
+        }
+    }
+
+    /// A page that somebody reads here may have a name that leads here: its scripts are not to read along. One that
+    /// asks under our own name is not to take the places of those who look on.
+    fn refuse_strangers(&self, headers: &HeaderMap) -> Option<Answer> {
+        if self.address.ip().is_loopback() && self.token.is_none() && !is_called_locally(headers) {
+            return Some(said(StatusCode::MISDIRECTED_REQUEST, "ask by an IP address or as localhost\n"));
+        }
+        let value = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
+        let foreign = matches!(value("sec-fetch-site"), Some(b"cross-site" | b"same-site"));
+        let embedded = foreign && value("sec-fetch-mode") != Some(b"navigate");
+        embedded.then(|| said(StatusCode::FORBIDDEN, "this is for no other page to ask\n"))
+    }
+
+    fn ask_for_token(&self, path: &str) -> Answer {
+        if matches!(path, "/" | "/login") || path.starts_with("/job/") {
+            return document(StatusCode::UNAUTHORIZED, &self.login);
+        }
+        let mut answer = said(StatusCode::UNAUTHORIZED, "the token of metrics.token_file is needed\n");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        answer
+    }
+
+    /// A browser gives the token.
+    async fn admit<B>(&self, question: Request<B>) -> Answer
+    where
+        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    {
+        if let Some(refusal) = self.refuse_strangers(question.headers()) {
+            return refusal;
+        }
+        let Some(token) = &self.token else { return elsewhere("/") };
+        let read = timeout(QUESTION, Limited::new(question.into_body(), LONGEST_FORM).collect()).await;
+        let Ok(Ok(form)) = read else { return said(StatusCode::BAD_REQUEST, "that is no token\n") };
+        let form = form.to_bytes();
+        let shown = form.strip_prefix(b"token=").map(decoded).unwrap_or_default();
+        if !token.is(&shown) {
+            return document(StatusCode::UNAUTHORIZED, &self.login);
+        }
+        let mut answer = elsewhere("/");
+        if let Ok(pass) = HeaderValue::try_from(token.pass(SystemTime::now(), self.address.port())) {
+            answer.headers_mut().insert(SET_COOKIE, pass);
+        }
+        answer
+    }
+
     fn readiness(&self, why_too: bool) -> Answer {
-        let Some(view) = (self.look)() else {
+        let Some(view) = self.look.view() else {
             return said(StatusCode::SERVICE_UNAVAILABLE, "not ready\nit has just ended\n");
         };
         let unready = view.unready();
@@ -234,7 +297,7 @@ impl Answerer {
     }
 
     async fn exposition(&self) -> Answer {
-        let (metrics, view) = (Arc::clone(&self.metrics), (self.look)());
+        let (metrics, view) = (Arc::clone(&self.metrics), self.look.view());
         // Thousands of lines: not on a thread that serves jobs.
         match tokio::task::spawn_blocking(move || metrics.text(view.as_ref())).await {
             Ok(text) => {
@@ -260,13 +323,57 @@ fn is_called_locally(headers: &HeaderMap) -> bool {
 }
 
 fn said(status: StatusCode, text: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(text.into()));
+    answered(status, TEXT, Full::new(text.into()).boxed_unsync())
+}
+
+fn document(status: StatusCode, document: &Document) -> Answer {
+    let mut answer = answered(status, HTML, Full::new(document.html.clone()).boxed_unsync());
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, document.policy.clone());
+    answer
+}
+
+fn stream(events: impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static) -> Answer {
+    answered(StatusCode::OK, EVENTS, StreamBody::new(events).boxed_unsync())
+}
+
+fn too_many() -> Answer {
+    said(StatusCode::SERVICE_UNAVAILABLE, "too many look on already\n")
+}
+
+fn elsewhere(path: &'static str) -> Answer {
+    let mut answer = said(StatusCode::SEE_OTHER, "");
+    answer.headers_mut().insert(LOCATION, HeaderValue::from_static(path));
+    answer
+}
+
+fn answered(status: StatusCode, kind: HeaderValue, body: UnsyncBoxBody<Bytes, Infallible>) -> Answer {
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, TEXT);
+    headers.insert(CONTENT_TYPE, kind);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     answer
+}
+
+/// What a form wrote so that it could be sent.
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let mut bytes = text.iter().copied();
+    let mut plain = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        plain.push(match byte {
+            b'+' => b' ',
+            b'%' => match (digit(bytes.next()), digit(bytes.next())) {
+                (Some(high), Some(low)) => (high << 4 | low) as u8,
+                _ => return Vec::new(),
+            },
+            byte => byte,
+        });
+    }
+    plain
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod faults;
 mod inputs;
 mod jobs;
 mod kills;
+mod live;
 mod metrics;
 mod producers;
 mod settings;

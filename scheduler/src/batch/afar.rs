@@ -203,7 +203,8 @@ impl Afar {
             Ok(job) => {
                 let tier = Policy::default().tier(job.tier, job.trust);
                 let (canceller, _cancelled) = cancellation();
-                let entry = Entry::new(tier, attempt.number, Progress::default(), canceller);
+                let entry =
+                    Entry::new((tier, job.image.clone()), attempt.number, Progress::default(), canceller);
                 let _posted = self.board.post(&key, entry);
                 tokio::select! {
                     result = self.line.carry_out(&key, &job) => result?,

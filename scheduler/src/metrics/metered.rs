@@ -12,7 +12,7 @@ use worker::{Assignment, Cancelled, Ended as EndedJob, ErrorReport, JobResult, P
 use super::{Metrics, answer_of};
 use crate::{
     key::{BodyDigest, JobKey},
-    queue::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue},
+    queue::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue, Waiting},
     runner::Runner,
     store::{Attempt, Begun, Cancelling, Ended, Finished, JobState, Store, StoreError},
 };
@@ -123,6 +123,10 @@ impl<Q: Queue> Queue for Metered<Q> {
 
     fn backlog(&self) -> Backlog {
         self.inner.backlog()
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        self.inner.waiting()
     }
 }
 

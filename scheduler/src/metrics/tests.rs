@@ -25,7 +25,7 @@ use crate::{
     broker::{Health, LinkHealth},
     key::BodyDigest,
     policy::Policy,
-    queue::{Counts, Queue, Requeue},
+    queue::{Counts, Queue, Requeue, Waiting},
     runner::Runner,
     store::{Finished, Store, redis},
     ward::Resting,
@@ -333,8 +333,18 @@ fn view() -> View {
         leased: 7,
         quarantined: 8,
         waiting: 9,
+        refill_us: 10,
     };
-    let running = RunningJob { job: key(), tier: Tier::Chroot, phase: Phase::Run, attempt: 1, elapsed_us: 1 };
+    let running = RunningJob {
+        job: key(),
+        tier: Tier::Chroot,
+        phase: Phase::Run,
+        attempt: 1,
+        elapsed_us: 1,
+        image: "minimal".into(),
+        times_us: Vec::new(),
+        waits_for: None,
+    };
     View {
         slots: 4,
         running: vec![running],
@@ -343,6 +353,7 @@ fn view() -> View {
             tier: Some(Tier::Chroot),
             high: true,
             jobs: 30,
+            ..Waiting::default()
         }],
         retries: 3,
         kinds: vec![kind("base", 1), kind("base", 3)],

@@ -13,7 +13,8 @@ use crate::{
     board::RunningJob,
     broker::{self, LinkHealth},
     dispatch::Dispatcher,
-    queue::{Counts, Queue},
+    live::reasons,
+    queue::{Counts, Queue, Waiting},
     runner::Runner,
     stop::{Stage, Stop},
     store::{Store, redis},
@@ -48,19 +49,6 @@ pub struct View {
     pub servers: Option<Servers>,
 }
 
-/// Jobs that wait for the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// Whose they are, where that is known.
-    pub tenant: Option<String>,
-    /// The tier that they need, where that is known.
-    pub tier: Option<Tier>,
-    /// Whether they go before others of their tenant's.
-    pub high: bool,
-    /// How many.
-    pub jobs: u64,
-}
-
 /// How the servers are.
 #[derive(Debug, Clone)]
 pub struct Servers {
@@ -80,21 +68,35 @@ impl View {
         tiers: &[Tier],
         stop: &Stop,
     ) -> Self {
-        let (board, backlog) = (engine.board(), engine.queue().backlog());
-        let of_kinds = backlog.kinds.iter().map(|(want, jobs)| (Some(want.tier), *jobs));
-        let known: u64 = backlog.kinds.iter().map(|(_, jobs)| jobs).sum();
-        let waiting = of_kinds.chain([(None, backlog.jobs.saturating_sub(known))]);
+        let (board, kinds) = (engine.board(), engine.runner().standing());
+        let mut running = board.jobs();
+        for job in &mut running {
+            job.waits_for = reasons::of_sandbox(job, &kinds);
+        }
         Self {
             slots: engine.slots(),
-            running: board.jobs(),
-            waiting: waiting.map(|(tier, jobs)| Waiting { tenant: None, tier, high: false, jobs }).collect(),
+            running,
+            waiting: engine.queue().waiting(),
             retries: board.retries(),
-            kinds: engine.runner().standing(),
+            kinds,
             resting: engine.resting(),
             tiers: tiers.to_vec(),
             stopping: stop.stage() != Stage::Running,
             servers: None,
         }
+    }
+
+    /// What is wrong with the servers.
+    pub(crate) fn trouble(&self) -> Vec<String> {
+        let Some(servers) = &self.servers else { return Vec::new() };
+        let links = [(&servers.broker.intake, "jobs"), (&servers.broker.outlet, "results")];
+        let mut why: Vec<_> = links.iter().filter_map(|(link, what)| broken(link, what)).collect();
+        match &servers.store {
+            redis::Health::Connected => {}
+            redis::Health::Unknown => why.push("the store has not answered yet".to_owned()),
+            redis::Health::Down { reason, .. } => why.push(format!("the store is away: {reason}")),
+        }
+        why
     }
 
     /// Why no job would be run now; empty if one would.
@@ -104,16 +106,7 @@ impl View {
         if self.stopping {
             why.push("it is stopping and takes no more jobs".to_owned());
         }
-        if let Some(servers) = &self.servers {
-            for (link, what) in [(&servers.broker.intake, "jobs"), (&servers.broker.outlet, "results")] {
-                why.extend(broken(link, what));
-            }
-            match &servers.store {
-                redis::Health::Connected => {}
-                redis::Health::Unknown => why.push("the store has not answered yet".to_owned()),
-                redis::Health::Down { reason, .. } => why.push(format!("the store is away: {reason}")),
-            }
-        }
+        why.extend(self.trouble());
         let rests = |tier: &Tier| self.resting.iter().find(|resting| resting.tier == *tier);
         if !self.tiers.is_empty() && self.tiers.iter().all(|tier| rests(tier).is_some()) {
             let tiers =

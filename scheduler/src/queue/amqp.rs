@@ -42,9 +42,9 @@ use worker::JobResult;
 pub use self::{counts::Counts, delivery::AmqpDelivery};
 pub(crate) use self::{decode::SENT, intake::unique};
 use self::{outlet::Outlet, puller::Asked, state::State, strays::Sweeper};
-use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue};
+use super::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue, Waiting};
 use crate::{
-    broker::{Health, Lane, Settings, TenantLanes, Topology, link::Link},
+    broker::{Health, Settings, TenantLanes, Topology, link::Link},
     failpoint,
     store::redis::RedisStore,
 };
@@ -182,12 +182,6 @@ impl AmqpQueue {
         self.state.paused.store(paused, Ordering::Relaxed);
         self.state.changed.notify_one();
     }
-
-    /// How many jobs wait in each lane of this host, as far as is known.
-    #[must_use]
-    pub fn waiting(&self) -> Vec<(Lane, u64)> {
-        self.state.waiting()
-    }
 }
 
 impl Queue for AmqpQueue {
@@ -242,6 +236,10 @@ impl Queue for AmqpQueue {
 
     fn backlog(&self) -> Backlog {
         Backlog { jobs: self.state.fair().waiting(), kinds: Vec::new() }
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        self.state.waiting()
     }
 }
 

@@ -197,6 +197,12 @@ impl Fair {
         self.lanes[lane].all()
     }
 
+    /// How many jobs of a lane's tenant run here, and how many may.
+    pub(crate) fn standing_of(&self, lane: LaneNumber) -> (u32, Option<u32>) {
+        let share = &self.shares[self.lanes[lane].share];
+        (share.running, share.right.most)
+    }
+
     /// Whether a lane is left to others, whatever waits there.
     pub(crate) fn rest(&mut self, lane: LaneNumber, resting: bool) {
         self.lanes[lane].resting = resting;

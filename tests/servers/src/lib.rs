@@ -3,6 +3,7 @@
 //! A server ends with the process that started it, however that ends: a keeper beside it waits for the end of a pipe
 //! that only this process holds. Knows nothing of mayfly.
 
+mod chromium;
 mod dockerd;
 mod libvirtd;
 mod port;
@@ -17,6 +18,7 @@ mod scratch;
 mod skip;
 mod trixie;
 
+pub use chromium::Chromium;
 pub use dockerd::{Dockerd, ask_docker};
 pub use libvirtd::{Libvirtd, virsh};
 pub use port::free_port;

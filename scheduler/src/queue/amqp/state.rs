@@ -23,7 +23,10 @@ use crate::{
         Health, Lane, Settings,
         names::{BELL, RETURNED, UNROUTABLE, tenant_of_exchange},
     },
-    queue::fair::{self, Fair, LaneNumber, Right},
+    queue::{
+        Waiting,
+        fair::{self, Fair, LaneNumber, Right},
+    },
 };
 
 /// The state.
@@ -132,10 +135,14 @@ impl State {
         &self.lanes[lane].0
     }
 
-    pub(super) fn waiting(&self) -> Vec<(Lane, u64)> {
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
         let fair = self.fair();
         let lane = |(number, (way, _)): (usize, &(Way, String))| match way {
-            Way::Lane(lane) => Some((lane.clone(), fair.waiting_in(number))),
+            Way::Lane(Lane { tenant, tier, high }) => {
+                let (running, most) = fair.standing_of(number);
+                let (tenant, tier, jobs) = (Some(tenant.clone()), Some(*tier), fair.waiting_in(number));
+                Some(Waiting { tenant, tier, high: *high, jobs, running, most })
+            }
             Way::Unroutable | Way::Returned => None,
         };
         self.lanes.iter().enumerate().filter_map(lane).collect()

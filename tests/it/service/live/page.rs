@@ -1,0 +1,256 @@
+//! The live page, in a real browser: what it shows of work, and that nothing which a job or a tenant wrote is ever more
+//! than text in it.
+
+use std::{fs, path::Path};
+
+use scheduler::broker::ReplyBy;
+use serde_json::json;
+use servers::{Chromium, Version, free_port, skipped};
+
+use crate::{
+    harness::{Cluster, Host, eventually, script},
+    service::send_many,
+};
+
+/// A host with a page, and a browser to look at it.
+struct Seen {
+    host: Host,
+    browser: Chromium,
+    base: String,
+}
+
+impl Seen {
+    fn new(cluster: &Cluster, more: &str) -> Self {
+        let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
+        let here = format!("listen = '127.0.0.1:{port}'\n{more}");
+        cluster.serve_changed(&mut host, |config| config.replace("listen = '127.0.0.1:0'", &here), |it| it);
+        eventually("it is ready", || {
+            servers::get(port, "/readyz", "").is_ok_and(|(status, _)| status == 200).then_some(())
+        });
+        let mut browser = Chromium::start().unwrap();
+        browser.look((1280, 900), false).unwrap();
+        Self { host, browser, base: format!("http://127.0.0.1:{port}") }
+    }
+
+    fn open(&mut self, path: &str) {
+        self.browser.open(&format!("{}{path}", self.base)).unwrap();
+    }
+
+    fn wait(&mut self, condition: &str) {
+        self.browser.wait(condition).unwrap();
+    }
+
+    fn waits_for_text(&mut self, text: &str) {
+        self.wait(&format!("document.body.innerText.includes({})", json!(text)));
+    }
+
+    fn text(&mut self) -> String {
+        self.browser.evaluate("document.body.innerText").unwrap().as_str().unwrap().to_owned()
+    }
+
+    fn end(mut self) {
+        assert_eq!(self.browser.complaints(), [""; 0], "its policy refused nothing, and no script failed");
+        drop(self.browser);
+        self.host.stop().code(0);
+        self.host.check();
+    }
+}
+
+fn begin(test: &str, tenants: &str) -> Option<Cluster> {
+    if !Chromium::is_installed() {
+        skipped(test, "chromium is not installed");
+        return None;
+    }
+    Cluster::new(test, Version::Debian12, tenants)
+}
+
+#[test]
+fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
+    let test = "service::live::page::what_runs_and_waits_and_ended_is_seen_as_it_happens";
+    let Some(cluster) = begin(test, "max_running = 2\n") else { return };
+    let mut seen = Seen::new(&cluster, "");
+    seen.open("/");
+    seen.wait("document.documentElement.dataset.state === 'live'");
+    seen.waits_for_text("nothing runs");
+    let producer = cluster.producer(ReplyBy::Nothing);
+    drop(cluster.send(&producer, "breaks", script("exit 7", &json!({}))));
+    seen.waits_for_text("exit code 7");
+    let ids = send_many(&cluster, 0, 5, "sleep 1000");
+    seen.waits_for_text("tenant cap 2/2");
+    seen.wait("[...document.querySelectorAll('.figure')].some(it => it.innerText.includes('2 of 4'))");
+    let text = seen.text();
+    for word in
+        ["chroot", "not offered here", "breaks", "failed", &cluster.tenant, "job-0", "checkout", "READY"]
+    {
+        assert!(text.to_lowercase().contains(&word.to_lowercase()), "no {word}: {text}");
+    }
+    super::cancel_all(&cluster, &seen.host, &ids);
+    seen.waits_for_text("nothing waits");
+    // From there to a job's page, as a person goes.
+    seen.wait("[...document.links].some(it => it.pathname.endsWith('/breaks'))");
+    seen.browser.evaluate("[...document.links].find(it => it.pathname.endsWith('/breaks')).click()").unwrap();
+    seen.wait("document.documentElement.dataset.state === 'over'");
+    seen.waits_for_text("given to this job, and to no other");
+    seen.waits_for_text("destroyed");
+    // On a phone nothing is wider than the screen.
+    for path in ["/".to_owned(), format!("/job/{}", cluster.key("breaks"))] {
+        seen.open(&path);
+        seen.browser.look((390, 844), true).unwrap();
+        seen.wait("document.querySelector('main .card') !== null");
+        let width = seen.browser.evaluate("document.documentElement.scrollWidth").unwrap();
+        assert!(width.as_u64().unwrap() <= 390, "{path} is {width} wide");
+    }
+    seen.end();
+}
+
+#[test]
+fn what_a_hostile_job_writes_is_text_and_nothing_else() {
+    let test = "service::live::page::what_a_hostile_job_writes_is_text_and_nothing_else";
+    let Some(cluster) = begin(test, "") else { return };
+    let mut seen = Seen::new(&cluster, "");
+    let producer = cluster.producer(ReplyBy::Nothing);
+    // Markup, escapes of a terminal, letters that turn others around, a line of a mebibyte, and what is no text at all.
+    let evil = "printf '<script>window.owned=1</script><img src=x onerror=owned=1></pre></main>\\n'; \
+                printf '\\033]0;owned\\007\\033[2J\\033[31mred\\n'; printf 'data: x\\n\\nevent: end\\ndata: 1\\n\\n'; \
+                printf 'a\\342\\200\\256b\\377\\376\\302\\n'; \
+                head -c 1048576 /dev/zero | tr '\\0' x; printf '\\n</script>END-OF-IT\\n'; \
+                echo '<b>kept</b>' >'/job/<img src=x onerror=owned=1>'";
+    let more =
+        json!({ "artifacts": ["/job/**"], "meta": { "<script>": "</script><script>owned=1</script>" } });
+    let job = script(&format!("{evil}; sleep 1000"), &more);
+    drop(cluster.send(&producer, "evil", job));
+    seen.open(&format!("/job/{}", cluster.key("evil")));
+    // While it runs.
+    seen.waits_for_text("</script>END-OF-IT");
+    let of_page = |seen: &mut Seen| {
+        let held = seen.browser.evaluate(
+            "({ owned: window.owned === undefined, scripts: document.scripts.length, images: document.images.length, \
+               bold: document.querySelectorAll('pre b, pre script').length, \
+               letters: document.querySelector('pre').textContent.length, title: document.title })",
+        );
+        held.unwrap()
+    };
+    let held = of_page(&mut seen);
+    assert_eq!(
+        (&held["owned"], &held["scripts"], &held["images"]),
+        (&json!(true), &json!(1), &json!(0)),
+        "{held}"
+    );
+    assert_eq!((&held["bold"], &held["title"]), (&json!(0), &json!("evil · mayfly")), "{held}");
+    assert!(held["letters"].as_u64().unwrap() < 300_000, "what is kept is bounded: {held}");
+    let controls = "[...document.body.innerText].filter(c => /[\\0-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e]/.test(c)).length";
+    assert_eq!(seen.browser.evaluate(controls).unwrap(), 0);
+    cluster.mayfly(&seen.host.node, ["cancel", &cluster.key("evil")]).finish().code(0);
+    // And of its result, with nothing that could be followed.
+    seen.wait("document.documentElement.dataset.state === 'over'");
+    assert_eq!(cluster.result(&seen.host.node, "evil")["outcome"], "cancelled");
+    seen.open(&format!("/job/{}", cluster.key("evil")));
+    seen.wait("document.documentElement.dataset.state === 'over'");
+    seen.waits_for_text("/job/<img src=x onerror=owned=1>");
+    let held = of_page(&mut seen);
+    assert_eq!(
+        (&held["owned"], &held["scripts"], &held["images"]),
+        (&json!(true), &json!(1), &json!(0)),
+        "{held}"
+    );
+    assert_eq!(seen.browser.evaluate(controls).unwrap(), 0);
+
+    // What it writes at first is seen as it is: pictures of what a terminal would obey.
+    drop(cluster.send(
+        &producer,
+        "small",
+        script("printf '<i>\\033[31m\\302\\233\\377\\n'; sleep 1000", &json!({})),
+    ));
+    seen.open(&format!("/job/{}", cluster.key("small")));
+    seen.waits_for_text("<i>␛[31m\\u{9b}\\xff");
+    cluster.mayfly(&seen.host.node, ["cancel", &cluster.key("small")]).finish().code(0);
+    // A page that got markup all the same would still not run it.
+    let refused = "new Promise(done => { document.addEventListener('securitypolicyviolation', e => done(e.effectiveDirective)); \
+                   const it = document.createElement('script'); it.textContent = 'window.owned = 1'; document.body.append(it); })";
+    assert_eq!(seen.browser.evaluate(refused).unwrap(), "script-src-elem");
+    assert_eq!(seen.browser.evaluate("window.owned === undefined").unwrap(), true);
+    let refused = seen.browser.complaints();
+    assert!(refused.len() == 1 && refused[0].contains("Content Security Policy"), "{refused:?}");
+    seen.end();
+}
+
+#[test]
+fn a_browser_without_the_token_sees_a_door_and_nothing_behind_it() {
+    let test = "service::live::page::a_browser_without_the_token_sees_a_door_and_nothing_behind_it";
+    let Some(cluster) = begin(test, "") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "a+token/of=24&characters").unwrap();
+    let mut seen = Seen::new(&cluster, &format!("token_file = '{}'", token.display()));
+    seen.open(&format!("/job/{}", cluster.key("any")));
+    assert!(!seen.text().contains(&cluster.tenant));
+    let give = |seen: &mut Seen, token: &str| {
+        let give = format!("document.forms[0].token.value = {}; document.forms[0].submit()", json!(token));
+        seen.browser.evaluate("window.before = true").unwrap();
+        seen.browser.evaluate(&give).unwrap();
+    };
+    give(&mut seen, "a+token/of=24&wrong-ones");
+    eventually("the door is there again", || {
+        let again = "window.before === undefined && document.readyState === 'complete' && document.forms.length === 1";
+        (seen.browser.evaluate(again).ok()? == true).then_some(())
+    });
+    give(&mut seen, "a+token/of=24&characters");
+    eventually("it is let in", || {
+        (seen.browser.evaluate("document.documentElement.dataset.state").ok()? == "live").then_some(())
+    });
+    assert_eq!(seen.browser.evaluate("location.search + location.hash + document.cookie").unwrap(), "");
+    let refused = seen.browser.complaints();
+    assert!(refused.iter().all(|it| it.contains("401")), "{refused:?}");
+    seen.end();
+}
+
+/// `scripts/screenshots` makes the pictures of the documentation by it.
+#[test]
+#[ignore = "it makes pictures: scripts/screenshots"]
+fn pictures_of_the_page_under_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
+    fs::create_dir_all(&folder).unwrap();
+    let Some(mut cluster) = begin(
+        "service::live::page::pictures_of_the_page_under_load",
+        "max_running = 5\nweight = 2\n[tenants.in-house]\nmax_running = 2\n[tenants.night-evals]\n",
+    ) else {
+        return;
+    };
+    (cluster.slots, cluster.tiers) = (8, "['chroot', 'nspawn']");
+    let mut seen = Seen::new(&cluster, "");
+    let own = cluster.tenant.clone();
+    let fate = "case $(($1 % 23)) in 3) exit 1;; 7) exit 66;; esac; sleep 0.$(($1 % 7 + 2))";
+    for (tenant, jobs) in [(own.as_str(), 160), ("in-house", 60), ("night-evals", 90)] {
+        let producer = cluster.producer_of(tenant, ReplyBy::Nothing);
+        for number in 0..jobs {
+            let tier = if number % 3 == 1 { "nspawn" } else { "chroot" };
+            let command = ["sh", "-c", fate, "eval", &number.to_string()];
+            let job = script("", &json!({ "command": command, "tier": tier, "idempotent": true }));
+            let mut sent = crate::harness::submission(&format!("eval-{number:04}"), job);
+            sent.key = tier.to_owned();
+            drop(cluster.submit(&producer, sent));
+        }
+    }
+    let story = "echo 'collecting 128 cases'; for n in 1 2 3 4 5 6; do echo \"case $n: passed in 0.$n s\"; sleep 0.3; done; \
+                 echo 'case 7: expected 12, got 13' >&2; printf '\\033[31mred\\033[0m <b>not markup</b>\\n'; \
+                 mkdir -p /job/out; echo '{}' >/job/out/report.json; head -c 20000 /dev/zero >/job/out/trace.bin; exit 1";
+    let job = script(story, &json!({ "artifacts": ["/job/out"] }));
+    let mut sent = crate::harness::submission("eval-report", job);
+    sent.key = "chroot.high".to_owned();
+    drop(cluster.submit(&cluster.producer(ReplyBy::Nothing), sent));
+    seen.open("/");
+    seen.waits_for_text("exit code 66");
+    seen.wait("Number([...document.querySelectorAll('.figure')].find(it => it.innerText.startsWith('Ended')).querySelector('b').firstChild.data) > 120");
+    let take = |seen: &mut Seen, name: &str, size, dark| {
+        seen.browser.look(size, dark).unwrap();
+        fs::write(folder.join(name), seen.browser.picture().unwrap()).unwrap();
+    };
+    take(&mut seen, "live.png", (1280, 800), false);
+    take(&mut seen, "live-dark.png", (1280, 800), true);
+    take(&mut seen, "live-phone.png", (390, 844), false);
+    seen.open(&format!("/job/{}", cluster.key("eval-report")));
+    seen.wait("document.documentElement.dataset.state === 'over'");
+    take(&mut seen, "job.png", (1280, 800), false);
+    take(&mut seen, "job-phone.png", (390, 844), true);
+    seen.end();
+}
