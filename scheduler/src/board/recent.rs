@@ -215,7 +215,7 @@ mod tests {
         let [ended, failed] = recent.ended();
         assert_eq!((ended.len(), failed.len(), recent.times.len()), (ENDED, FAILED, TIMES));
         assert_eq!((ended[0].job.id.as_str(), failed[0].job.id.as_str()), ("1999", "1990"));
-        assert_eq!(failed[0].why.as_deref(), Some("it␛[2J: why"), "no control character gets out");
+        assert_eq!(failed[0].why.as_deref(), Some("it^[[2J: why"), "no control character gets out");
         assert_eq!(recent.per_second().iter().sum::<u32>(), 2000);
         assert_eq!(recent.tenants()["t0"].ended, 1000);
         assert_eq!((recent.tenants()["t0"].failed, recent.tenants()["t1"].failed), (200, 0));

@@ -184,9 +184,9 @@ mod tests {
         let artifact = Artifact { path: "/job/\u{202e}x".into(), size: 1, sha256: "0".into() };
         result.artifacts = vec![artifact; ARTIFACTS * 2];
         let tamed = tame(result);
-        assert_eq!((tamed.stdout.text.as_str(), tamed.stdout.truncated), ("\\xff␛", false));
+        assert_eq!((tamed.stdout.text.as_str(), tamed.stdout.truncated), ("\\xff^[", false));
         assert_eq!((tamed.stderr.text.len(), tamed.stderr.truncated), (OUTPUT, true));
         assert_eq!((tamed.artifacts.len(), tamed.artifacts[0].path.as_str()), (ARTIFACTS, "/job/\\u{202e}x"));
-        assert_eq!(tamed.error.unwrap().why, "x␊y");
+        assert_eq!(tamed.error.unwrap().why, "x^Jy");
     }
 }

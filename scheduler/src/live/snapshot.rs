@@ -262,7 +262,7 @@ mod tests {
         let json = serde_json::to_string(&snapshot).unwrap();
         assert!(json.len() < 256 * 1024, "{}", json.len());
         assert!(!json.contains("\\u00"), "JSON would write a control character so");
-        assert!(json.contains("␛]0;owned␇<script>"), "it is seen what it was");
+        assert!(json.contains("^[]0;owned^G<script>"), "it is seen what it was");
         serde_json::from_str::<Snapshot>(&json).unwrap();
     }
 }

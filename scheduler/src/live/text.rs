@@ -1,6 +1,7 @@
 //! Untrusted bytes as text that can be shown: nothing in it is obeyed by a terminal, and nothing hides or turns letters.
 //!
-//! Control characters become their pictures (`␛`), what has none or is no UTF-8 its numbers (`\xff`, `\u{202e}`).
+//! Control characters are written as `cat -v` does (`^[`), what has no such form or is no UTF-8 by its numbers (`\u{202e}`,
+//! `\xff`).
 
 use std::fmt::Write;
 
@@ -66,19 +67,14 @@ fn may_go_on(bytes: &[u8]) -> bool {
 }
 
 fn push(shown: &mut String, letter: char, lines: bool) {
-    let picture = match letter {
-        '\n' | '\t' if lines => Some(letter),
-        '\0'..='\u{1f}' => char::from_u32(0x2400 + letter as u32),
-        '\u{7f}' => Some('\u{2421}'),
-        _ => None,
-    };
-    match picture {
-        Some(picture) => shown.push(picture),
-        None if letter.is_control() || turns_or_hides(letter) => {
+    match letter {
+        '\n' | '\t' if lines => shown.push(letter),
+        '\0'..='\u{1f}' | '\u{7f}' => shown.extend(['^', char::from(letter as u8 ^ 0x40)]),
+        _ if letter.is_control() || turns_or_hides(letter) => {
             // A String takes everything.
             let _ = write!(shown, "\\u{{{:x}}}", letter as u32);
         }
-        None => shown.push(letter),
+        _ => shown.push(letter),
     }
 }
 
@@ -102,8 +98,8 @@ mod tests {
     #[test]
     fn nothing_that_is_shown_is_obeyed_or_hides() {
         let (shown, whole) = lines(b"a\x1b[31mred\r\n\tb\x00\x7f\xff\xfe\xc2\x9b", 100);
-        assert_eq!((shown.as_str(), whole), ("a␛[31mred␍\n\tb␀␡\\xff\\xfe\\u{9b}", true));
-        assert_eq!(line("x\ny\u{202e}z\u{200b}", 100), "x␊y\\u{202e}z\\u{200b}");
+        assert_eq!((shown.as_str(), whole), ("a^[[31mred^M\n\tb^@^?\\xff\\xfe\\u{9b}", true));
+        assert_eq!(line("x\ny\u{202e}z\u{200b}", 100), "x^Jy\\u{202e}z\\u{200b}");
         assert_eq!(line("abcdef", 3), "abc…");
         assert_eq!(lines(b"abcdef", 3), ("abc".to_owned(), false));
     }

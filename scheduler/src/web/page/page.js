@@ -75,7 +75,7 @@ const tier = now => {
   const kinds = now.kinds.map(kind => short(kind.image) + ' ' + bytes(kind.limits.memory)).join(', ');
   const shown = states.filter(([name, count]) => count || name === 'ready' || name === 'leased');
   const said = now.resting ? 'rests: ' + now.resting.why
-    : sum('waiting') ? sum('waiting') + ' jobs wait for one of it' : kinds;
+    : sum('waiting') ? 'waiting for one: ' + sum('waiting') : kinds;
   return el('div', { class: now.offered ? 'tier' : 'tier off' },
     el('div', { class: 'head' }, el('b', {}, now.tier),
       now.offered
@@ -109,7 +109,7 @@ const latency = now => {
   const most = Math.max(1, ...now.phases.map(phase => phase.p95_us));
   // From 10 µs on, each width the same factor.
   const width = us => Math.max(1.5, Math.log(Math.max(us, 10) / 10) / Math.log(Math.max(most, 100) / 10) * 100) + '%';
-  return card('Latency by phase', 'p50 / p95 of the latest jobs', 'w3',
+  return card('Latency by phase', 'p50 / p95 of the latest jobs', '',
     now.phases.length ? now.phases.map(phase => el('div', { class: 'phase' }, el('span', {}, phase.phase),
       el('div', { class: 'track' }, el('i', { class: 'p-' + phase.phase, width: width(phase.p95_us) }),
         el('i', { class: 'p-' + phase.phase, width: width(phase.p50_us) })),
@@ -134,12 +134,12 @@ now.tenants.length ? el('table', {},
     el('td', { class: 'num' }, number(tenant.failed)))))) : none('none so far'));
 
 const failures = now => card('Last failures', '', 'w3', now.failures.length
-  ? now.failures.slice(0, 8).map(job => el('div', { class: 'item' },
+  ? now.failures.slice(0, 12).map(job => el('div', { class: 'item' },
     el('div', { class: 'head' }, el('span', { class: 'mono' }, el('span', { class: 'dot o-' + job.outcome }), jobLink(job.job)),
       el('span', {}, words(job.outcome) + ' · ' + clock(job.at_ms))),
     job.why ? el('div', { class: 'why' }, job.why) : null)) : none('none so far'));
 
-const recent = now => card('Ended lately', '', 'w3', now.recent.length ? el('table', {},
+const recent = now => card('Ended lately', '', '', now.recent.length ? el('table', {},
   el('thead', {}, el('tr', {}, el('th', {}, 'job'), el('th', { class: 'c-s narrow-off' }, 'tier'),
     el('th', { class: 'c-s narrow-off' }, 'sandbox'), el('th', { class: 'c-s num' }, 'took'), el('th', { class: 'c-s num' }, 'at'))),
   el('tbody', {}, now.recent.slice(0, 12).map(job => el('tr', {},
@@ -167,7 +167,7 @@ const overview = now => {
     el('div', { class: 'grid' },
       card('Sandboxes', 'of each tier', 'w3', now.tiers.map(tier)),
       el('div', { class: 'stack w3' }, outcomes(now), tenants(now)),
-      running(now), waiting(now), latency(now), failures(now), recent(now)));
+      running(now), waiting(now), el('div', { class: 'stack w3' }, latency(now), recent(now)), failures(now)));
   root.dataset.state = 'live';
 };
 
@@ -228,7 +228,7 @@ const artifacts = (job, result) => card('Artifacts', result.artifacts.length ? n
   result.artifacts.length ? [el('table', {}, el('tbody', {}, result.artifacts.map(file => el('tr', {},
     el('td', { class: 'mono', title: file.path }, file.path), el('td', { class: 'c-m num' }, bytes(file.size)),
     el('td', { class: 'c-s mono soft narrow-off', title: 'sha256:' + file.sha256 }, file.sha256.slice(0, 8)))))),
-  el('p', { class: 'quiet' }, 'fetch them by ', el('code', {}, 'mayfly result ' + job.tenant + '/' + job.id + ' --help'))]
+  el('p', { class: 'quiet' }, 'fetch them by ', el('code', {}, 'mayfly result ' + job.tenant + '/' + job.id + ' --get DIR'))]
     : none('it left none'),
   result.skipped.map(file => el('div', { class: 'item' }, el('span', { class: 'mono' }, file.path), el('div', { class: 'why' }, file.reason))));
 
@@ -266,7 +266,7 @@ const oneJob = (key, now) => {
     ...(why ? [el('p', { class: 'notice' }, why)] : []),
     el('div', { class: 'grid' },
       card('Timeline', '', 'w6', timeline(now)),
-      el('div', { class: 'stack w4' }, card('Output', 'as text: ␛ and its like are pictures of control characters', '', PRE),
+      el('div', { class: 'stack w4' }, card('Output', 'as text: ^[ and its like are control characters', '', PRE),
         result ? artifacts(key, result) : null),
       el('div', { class: 'stack w2' }, result ? outcome(result) : null, story(now))));
 };
