@@ -31,6 +31,7 @@ use crate::{
     setup::{self, SetupArgs},
     status::{self, StatusArgs},
     submit::{self, SubmitArgs},
+    top::{self, TopArgs},
 };
 
 /// Runs jobs of AI agents, each in a sandbox that lives for that job only.
@@ -53,6 +54,7 @@ enum Verb {
     Result(ResultArgs),
     Logs(LogsArgs),
     Status(StatusArgs),
+    Top(TopArgs),
     Cancel(CancelArgs),
     Dlq(DlqArgs),
     Pool(PoolArgs),
@@ -84,6 +86,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Logs(args) => logs::run(&args, &places),
         Verb::Dlq(args) => dlq::run(args, &places),
         Verb::Status(args) => asked(status::run(&args, &places, &mut io::stdout().lock())),
+        Verb::Top(args) => asked(top::run(&args, &places, &mut io::stdout())),
         Verb::Cancel(args) => asked(cancel::run(&args, &places, &mut io::stdout().lock())),
         Verb::Pool(args) => asked(pool_status::run(&args, &places, &mut io::stdout().lock())),
         Verb::Image(args) => image::run(args, &places.data_dir).unwrap_or_else(|error| {

@@ -28,6 +28,7 @@ mod status;
 mod streams;
 mod submit;
 mod summary;
+mod top;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! What a host shows of its work while it works: to whoever asks it, and to whoever looks at its page.
 
 mod page;
+mod top;
 mod waiting;
 
 use crate::harness::{Cluster, Host, eventually};
