@@ -1,0 +1,76 @@
+//! What the job learns that is none of its business.
+
+#![expect(unsafe_code, reason = "syslog(2) has no safe form")]
+
+use std::{env, fs};
+
+use nix::errno::Errno;
+
+use crate::{checks::Checks, clues::Clues};
+
+/// `SYSLOG_ACTION_SIZE_BUFFER`: asks for a size and reads nothing.
+const SIZE_OF_BUFFER: libc::c_int = 10;
+
+pub(crate) fn no_kernel_log(_: &Clues, checks: &mut Checks) {
+    // SAFETY: this action takes no buffer.
+    let got = unsafe { libc::klogctl(SIZE_OF_BUFFER, std::ptr::null_mut(), 0) };
+    checks.refused("syslog", Errno::result(got));
+    let kmsg = fs::File::open("/dev/kmsg");
+    checks.holds(
+        kmsg.is_err(),
+        match kmsg {
+            Ok(_) => "/dev/kmsg opens".to_owned(),
+            Err(error) => format!("/dev/kmsg: {error}"),
+        },
+    );
+}
+
+/// The agent, whatever the runtime puts above the job, and the job.
+pub(crate) fn only_own_processes(_: &Clues, checks: &mut Checks) {
+    const MOST: usize = 4;
+    let Ok(entries) = fs::read_dir("/proc") else { return checks.unknown("/proc cannot be listed") };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let pids: Vec<_> = names.filter(|name| name.bytes().all(|digit| digit.is_ascii_digit())).collect();
+    checks.holds(pids.len() <= MOST, format!("{} processes are listed", pids.len()));
+}
+
+/// Nothing of the environment in which mayfly runs.
+pub(crate) fn empty_environment(clues: &Clues, checks: &mut Checks) {
+    let Some(token) = clues.get("token") else { return checks.unknown("no canary was given") };
+    let leaked: Vec<_> = env::vars_os()
+        .filter(|(_, value)| value.to_string_lossy().contains(token))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .collect();
+    if leaked.is_empty() {
+        checks.holds(true, format!("{} variables, none of mayfly's own", env::vars_os().count()));
+    } else {
+        checks.holds(false, format!("the canary is in {}", leaked.join(", ")));
+    }
+}
+
+/// Figures that no namespace divides. They are seen on a kernel that is shared, and that is said.
+pub(crate) fn host_figures(_: &Clues, checks: &mut Checks) {
+    for path in ["/proc/loadavg", "/proc/meminfo", "/proc/interrupts", "/proc/cpuinfo", "/proc/stat"] {
+        let seen = fs::read(path).is_ok_and(|bytes| !bytes.is_empty());
+        checks.holds(!seen, format!("{path} {}", if seen { "is readable" } else { "is not" }));
+    }
+}
+
+pub(crate) fn no_nested_machines(_: &Clues, checks: &mut Checks) {
+    let kvm = fs::metadata("/dev/kvm").is_ok();
+    checks.holds(!kvm, format!("/dev/kvm is {}there", if kvm { "" } else { "not " }));
+    let Ok(text) = fs::read_to_string("/proc/cpuinfo") else {
+        return checks.unknown("/proc/cpuinfo cannot be read");
+    };
+    let flags = text.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    for flag in ["vmx", "svm"] {
+        let there = flags.split_whitespace().any(|word| word == flag);
+        checks.holds(!there, format!("the flag {flag} is {}there", if there { "" } else { "not " }));
+    }
+    let Ok(entries) = fs::read_dir("/sys/devices/system/cpu/vulnerabilities") else { return };
+    for entry in entries.flatten() {
+        let Ok(state) = fs::read_to_string(entry.path()) else { continue };
+        let name = entry.file_name().to_string_lossy().into_owned();
+        checks.holds(!state.starts_with("Vulnerable"), format!("{name}: {}", state.trim()));
+    }
+}

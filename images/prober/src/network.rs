@@ -1,0 +1,116 @@
+//! What the job can reach.
+
+#![expect(unsafe_code, reason = "sockets of families that the crates do not name")]
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use crate::{checks::Checks, clues::Clues};
+
+/// Nothing that can be reached at all takes longer: the control's answers come from its own loopback.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Where clouds tell machines their credentials.
+const METADATA: [&str; 3] = ["169.254.169.254:80", "[fd00:ec2::254]:80", "100.100.100.200:80"];
+
+/// Name, family, kind, protocol.
+const ODD: [(&str, i32, i32, i32); 9] = [
+    ("raw", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+    ("raw IPv6", libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
+    ("packet", libc::AF_PACKET, libc::SOCK_RAW, 0),
+    ("SCTP", libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+    ("Bluetooth", libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
+    ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+    ("ALG", libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+    ("X.25", libc::AF_X25, libc::SOCK_SEQPACKET, 0),
+    ("netlink of the audit", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT),
+];
+
+pub(crate) fn loopback_only(_: &Clues, checks: &mut Checks) {
+    let Ok(text) = fs::read_to_string("/proc/net/dev") else {
+        return checks.unknown("/proc/net/dev cannot be read");
+    };
+    // Two lines of headings; tunnels that a kernel puts into every namespace are down and lead nowhere.
+    let names = text.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim);
+    for name in names {
+        let up = fs::read_to_string(format!("/sys/class/net/{name}/operstate"))
+            .is_ok_and(|state| state.trim() == "up");
+        let fallback =
+            ["tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"];
+        checks.holds(name == "lo" || fallback.contains(&name) && !up, format!("interface {name}"));
+    }
+}
+
+pub(crate) fn no_metadata(_: &Clues, checks: &mut Checks) {
+    for address in METADATA {
+        unreachable(address, checks);
+    }
+}
+
+/// Addresses that the host's own servers listen on.
+pub(crate) fn no_host_service(clues: &Clues, checks: &mut Checks) {
+    let mut any = false;
+    for address in clues.list("services") {
+        any = true;
+        unreachable(address, checks);
+    }
+    if !any {
+        checks.unknown("no address was given");
+    }
+}
+
+fn unreachable(address: &str, checks: &mut Checks) {
+    let Ok(parsed) = address.parse::<SocketAddr>() else {
+        return checks.unknown(format!("{address} is no address"));
+    };
+    let got = TcpStream::connect_timeout(&parsed, PATIENCE);
+    checks.holds(
+        got.is_err(),
+        match got {
+            Ok(_) => format!("{address} answers"),
+            Err(error) => format!("{address}: {error}"),
+        },
+    );
+}
+
+pub(crate) fn no_odd_sockets(_: &Clues, checks: &mut Checks) {
+    for (name, family, kind, protocol) in ODD {
+        // SAFETY: it takes numbers and gives one.
+        let fd = unsafe { libc::socket(family, kind, protocol) };
+        let got = Errno::result(fd);
+        if fd >= 0 {
+            // SAFETY: it was just made and nobody else has it.
+            unsafe { libc::close(fd) };
+        }
+        match got {
+            // A kernel that has no such family cannot be asked for it.
+            Err(Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::ESOCKTNOSUPPORT) => {
+                checks.holds(true, format!("{name}: the kernel has none"));
+            }
+            got => checks.refused(name, got),
+        }
+    }
+}
+
+/// Listens where a neighbour could come by. The port is made of the token.
+pub(crate) fn listen(clues: &Clues) -> std::io::Result<TcpListener> {
+    TcpListener::bind(("0.0.0.0", port(clues)))
+}
+
+fn port(clues: &Clues) -> u16 {
+    let sum = clues
+        .get("token")
+        .unwrap_or_default()
+        .bytes()
+        .fold(7_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(byte)));
+    20_000 + sum % 10_000
+}
+
+pub(crate) fn no_neighbour(clues: &Clues, checks: &mut Checks) {
+    unreachable(&format!("127.0.0.1:{}", port(clues)), checks);
+}
