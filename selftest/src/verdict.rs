@@ -1,0 +1,119 @@
+//! What a probe's two looks mean together: the one from inside the sandbox, and the control's.
+
+use serde::Serialize;
+
+/// What is expected of a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Held or refused.
+    Blocked,
+    /// It has an effect, which stays inside this sandbox or its limits.
+    Contained,
+    /// A risk that this tier leaves, and that is published.
+    Residual,
+    /// The question makes no sense there.
+    NotApplicable,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It was refused, or there is nothing to see.
+    Blocked,
+    /// It stayed inside.
+    Contained,
+    /// The question makes no sense on this tier.
+    NotApplicable,
+    /// This tier leaves it open, as documented. It never counts as passed.
+    Residual,
+    /// The host lacks the mechanism, or the look could not be had. It never counts as passed.
+    Unverified,
+    /// The control held, too, so the probe says nothing.
+    Void,
+    /// What is expected to hold does not.
+    Exposed,
+}
+
+impl Verdict {
+    /// Whether whoever runs the selftest must hear of it by the exit code.
+    #[must_use]
+    pub fn is_alarming(self) -> bool {
+        matches!(self, Self::Exposed | Self::Void)
+    }
+
+    /// Whether it may be counted among what was shown to hold.
+    #[must_use]
+    pub fn has_passed(self) -> bool {
+        matches!(self, Self::Blocked | Self::Contained)
+    }
+}
+
+/// What one look saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It is refused, hidden or limited.
+    Held,
+    /// It is visible, writable or unlimited.
+    Open,
+    /// It could not be told.
+    Unknown,
+}
+
+/// What two looks mean. A probe whose control is not open is void: what nobody can do says nothing about a sandbox.
+#[must_use]
+pub fn judge(expected: Expected, inside: Seen, control: Seen) -> Verdict {
+    match (expected, inside, control) {
+        (Expected::NotApplicable, _, _) => Verdict::NotApplicable,
+        // An open door is open, whatever the control says.
+        (Expected::Residual, Seen::Open, _) => Verdict::Residual,
+        (_, Seen::Open, _) => Verdict::Exposed,
+        (_, Seen::Unknown, _) => Verdict::Unverified,
+        (_, Seen::Held, Seen::Held) => Verdict::Void,
+        (_, Seen::Held, Seen::Unknown) => Verdict::Unverified,
+        (Expected::Contained, Seen::Held, Seen::Open) => Verdict::Contained,
+        (Expected::Blocked | Expected::Residual, Seen::Held, Seen::Open) => Verdict::Blocked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_door_is_exposed_whatever_the_control_says() {
+        for control in [Seen::Held, Seen::Open, Seen::Unknown] {
+            for expected in [Expected::Blocked, Expected::Contained] {
+                assert_eq!(judge(expected, Seen::Open, control), Verdict::Exposed);
+            }
+            assert_eq!(judge(Expected::Residual, Seen::Open, control), Verdict::Residual);
+        }
+    }
+
+    #[test]
+    fn what_the_control_cannot_do_either_is_void_and_not_passed() {
+        for expected in [Expected::Blocked, Expected::Contained, Expected::Residual] {
+            let verdict = judge(expected, Seen::Held, Seen::Held);
+            assert_eq!(verdict, Verdict::Void);
+            assert!(verdict.is_alarming() && !verdict.has_passed());
+        }
+    }
+
+    #[test]
+    fn nothing_that_could_not_be_told_has_passed() {
+        for (inside, control) in
+            [(Seen::Unknown, Seen::Open), (Seen::Held, Seen::Unknown), (Seen::Unknown, Seen::Unknown)]
+        {
+            let verdict = judge(Expected::Blocked, inside, control);
+            assert_eq!(verdict, Verdict::Unverified);
+            assert!(!verdict.has_passed() && !verdict.is_alarming());
+        }
+    }
+
+    #[test]
+    fn only_what_held_inside_and_not_outside_has_passed() {
+        assert_eq!(judge(Expected::Blocked, Seen::Held, Seen::Open), Verdict::Blocked);
+        assert_eq!(judge(Expected::Contained, Seen::Held, Seen::Open), Verdict::Contained);
+        assert_eq!(judge(Expected::NotApplicable, Seen::Open, Seen::Open), Verdict::NotApplicable);
+    }
+}
