@@ -1,4 +1,4 @@
-//! Builds the agent as a static program of its own and leaves it where `agent_binary.rs` embeds it.
+//! Builds the agent and the prober as static programs of their own and leaves them where `programs.rs` embeds them.
 //!
 //! A second cargo call, because `+crt-static` in the common RUSTFLAGS would break proc-macros and make every
 //! program static. It has its own target directory, so that the two cargos never wait for each other's lock.
@@ -11,6 +11,9 @@ use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "agent";
+/// Package, program, and the variable by which the library finds it.
+const PROGRAMS: [[&str; 3]; 2] =
+    [["agent", "mayfly-agent", "MAYFLY_AGENT"], ["prober", "mayfly-prober", "MAYFLY_PROBER"]];
 /// What cargo and its wrappers (clippy, coverage) tell a build script about the *outer* build.
 const OUTER: &[&str] = &[
     "CARGO_BUILD_RUSTC_WRAPPER",
@@ -39,21 +42,25 @@ fn main() {
     watch(&here, workspace);
 
     let target_dir = out.join("agent");
-    let status = inner_cargo(workspace, &target_dir).status().expect("cargo can be started");
-    assert!(status.success(), "building the agent failed: {status}");
+    for [package, program, variable] in PROGRAMS {
+        let status =
+            inner_cargo(workspace, &target_dir, package, program).status().expect("cargo can be started");
+        assert!(status.success(), "building {program} failed: {status}");
 
-    let built = target_dir.join(TARGET).join(PROFILE).join("mayfly-agent");
-    let embedded = out.join("mayfly-agent");
-    fs::copy(&built, &embedded).unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
-    println!("cargo::rustc-env=MAYFLY_AGENT={}", embedded.display());
+        let built = target_dir.join(TARGET).join(PROFILE).join(program);
+        let embedded = out.join(program);
+        fs::copy(&built, &embedded)
+            .unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
+        println!("cargo::rustc-env={variable}={}", embedded.display());
+    }
 }
 
-fn inner_cargo(workspace: &Path, target_dir: &Path) -> Command {
+fn inner_cargo(workspace: &Path, target_dir: &Path, package: &str, program: &str) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
     for (name, _) in env::vars_os().filter(|(name, _)| is_outer(name)) {
         cargo.env_remove(name);
     }
-    cargo.current_dir(workspace).args(["build", "--package", "agent", "--bin", "mayfly-agent"]);
+    cargo.current_dir(workspace).args(["build", "--package", package, "--bin", program]);
     cargo.args(["--profile", PROFILE, "--target", TARGET, "--target-dir"]).arg(target_dir);
     if workspace.join("Cargo.lock").exists() {
         cargo.arg("--locked");
@@ -80,7 +87,9 @@ fn is_outer(name: &OsStr) -> bool {
 
 /// Only what exists is named: cargo takes a missing path for a changed one, at every build.
 fn watch(here: &Path, workspace: &Path) {
-    let parts = fs::read_dir(here.join("agent")).expect("the agent's sources lie beside this file");
+    let parts = ["agent", "prober"]
+        .iter()
+        .flat_map(|program| fs::read_dir(here.join(program)).expect("the sources lie beside this file"));
     let sources = parts.flatten().map(|part| part.path()).filter(|path| {
         // A fuzzer's corpus and a stray target directory are no sources, and they change all the time.
         !["fuzz", "target", "tests"].iter().any(|name| path.ends_with(name))

@@ -6,7 +6,6 @@
 //!
 //! This crate talks to the file system and, while it builds, to mmdebstrap. It knows no sandbox and no job.
 
-mod agent_binary;
 mod archive;
 mod builder;
 mod config;
@@ -19,6 +18,7 @@ mod machine;
 mod manifest;
 mod name;
 mod normalise;
+mod programs;
 mod progress;
 mod resolver;
 mod rootfs;
@@ -27,7 +27,6 @@ mod store;
 mod tree;
 mod unpack;
 
-pub use agent_binary::{AGENT, agent_digest};
 pub use archive::ArchiveError;
 pub use builder::{BuildError, build, rebuild};
 pub use config::{ImageConfig, RootMode};
@@ -38,6 +37,7 @@ pub use lint::Finding;
 pub use machine::{Kernel, KernelFrom, MachineError, MachineForm, machine_tools};
 pub use manifest::Manifest;
 pub use name::{ImageName, ImageRef, RefError};
+pub use programs::{AGENT, PROBER, agent_digest};
 pub use progress::{Progress, Silent};
 pub use resolver::Resolver;
 pub use source::{Source, SourceError};

@@ -7,5 +7,5 @@
 mod catalogue;
 mod verdict;
 
-pub use catalogue::{CATALOGUE, Place, Probe};
+pub use catalogue::{CATALOGUE, Probe, Way};
 pub use verdict::{Expected, Seen, Verdict, judge};

@@ -1,6 +1,6 @@
 //! What a probe's two looks mean together: the one from inside the sandbox, and the control's.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is expected of a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub enum Expected {
     Blocked,
     /// It has an effect, which stays inside this sandbox or its limits.
     Contained,
+    /// It may be open inside, because the kernel is the sandbox's own and the host's is out of reach.
+    Own,
     /// A risk that this tier leaves, and that is published.
     Residual,
     /// The question makes no sense there.
@@ -16,7 +18,7 @@ pub enum Expected {
 }
 
 /// What was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It was refused, or there is nothing to see.
@@ -50,7 +52,8 @@ impl Verdict {
 }
 
 /// What one look saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Seen {
     /// It is refused, hidden or limited.
     Held,
@@ -65,14 +68,17 @@ pub enum Seen {
 pub fn judge(expected: Expected, inside: Seen, control: Seen) -> Verdict {
     match (expected, inside, control) {
         (Expected::NotApplicable, _, _) => Verdict::NotApplicable,
-        // An open door is open, whatever the control says.
         (Expected::Residual, Seen::Open, _) => Verdict::Residual,
+        // The host's canary decides whether a machine holds (F01), not what its own kernel allows.
+        (Expected::Own, Seen::Open, _) | (Expected::Contained, Seen::Held, Seen::Open) => Verdict::Contained,
+        // An open door is open, whatever the control says.
         (_, Seen::Open, _) => Verdict::Exposed,
-        (_, Seen::Unknown, _) => Verdict::Unverified,
+        // Of a residual risk nothing was promised, so a host that has nothing to show makes no probe void.
+        (_, Seen::Unknown, _)
+        | (_, Seen::Held, Seen::Unknown)
+        | (Expected::Residual, Seen::Held, Seen::Held) => Verdict::Unverified,
         (_, Seen::Held, Seen::Held) => Verdict::Void,
-        (_, Seen::Held, Seen::Unknown) => Verdict::Unverified,
-        (Expected::Contained, Seen::Held, Seen::Open) => Verdict::Contained,
-        (Expected::Blocked | Expected::Residual, Seen::Held, Seen::Open) => Verdict::Blocked,
+        (Expected::Blocked | Expected::Own | Expected::Residual, Seen::Held, Seen::Open) => Verdict::Blocked,
     }
 }
 
@@ -87,16 +93,18 @@ mod tests {
                 assert_eq!(judge(expected, Seen::Open, control), Verdict::Exposed);
             }
             assert_eq!(judge(Expected::Residual, Seen::Open, control), Verdict::Residual);
+            assert_eq!(judge(Expected::Own, Seen::Open, control), Verdict::Contained);
         }
     }
 
     #[test]
     fn what_the_control_cannot_do_either_is_void_and_not_passed() {
-        for expected in [Expected::Blocked, Expected::Contained, Expected::Residual] {
+        for expected in [Expected::Blocked, Expected::Contained, Expected::Own] {
             let verdict = judge(expected, Seen::Held, Seen::Held);
             assert_eq!(verdict, Verdict::Void);
             assert!(verdict.is_alarming() && !verdict.has_passed());
         }
+        assert_eq!(judge(Expected::Residual, Seen::Held, Seen::Held), Verdict::Unverified);
     }
 
     #[test]

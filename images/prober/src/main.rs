@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! mayfly-prober [KEY=VALUE]... PROBE...    one line each: PROBE <tab> held|open|unknown <tab> what was seen
+//! mayfly-prober role=ROLE [KEY=VALUE]...   does what the host is to look at
 //! ```
 
 mod calls;
@@ -18,8 +19,13 @@ mod neighbours;
 mod network;
 mod privilege;
 mod resources;
+mod roles;
 
-use std::{env, io::Write, process::ExitCode};
+use std::{
+    env,
+    io::{Read, Write},
+    process::ExitCode,
+};
 
 use checks::Checks;
 use clues::Clues;
@@ -61,15 +67,20 @@ const LOOKS: &[(&str, Look)] = &[
     ("X02", neighbours::no_shared_ipc),
     ("X03", neighbours::no_shared_names),
     ("X04", neighbours::no_former_life),
+    ("X06", information::cached_pages),
     ("X08", neighbours::scratch_is_empty),
     ("N01", network::loopback_only),
     ("N02", network::no_metadata),
     ("N03", network::no_host_service),
+    ("N04", network::no_names),
     ("N05", network::no_odd_sockets),
+    ("N06", network::no_frames),
     ("N07", network::no_neighbour),
+    ("N09", network::no_flood),
     ("R01", resources::processes),
     ("R02", resources::memory),
     ("R03", resources::scratch_space),
+    ("R04", resources::disk),
     ("R05", resources::inodes),
     ("R06", resources::descriptors),
     ("R07", resources::cpu),
@@ -80,8 +91,20 @@ const LOOKS: &[(&str, Look)] = &[
 
 fn main() -> ExitCode {
     let (clues, probes) = Clues::parse(env::args().skip(1));
-    if clues.get("role") == Some("leave") {
-        return neighbours::leave_and_wait(&clues);
+    match clues.get("role") {
+        None => {}
+        Some("leave") => return neighbours::leave_and_wait(&clues),
+        Some("flood") => return roles::flood(&clues),
+        Some("stay") => return roles::stay(),
+        Some("files") => return roles::leave_files(&clues),
+        Some(role) => {
+            let _ = writeln!(std::io::stderr(), "no role is called {role}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if clues.get("wait").is_some() {
+        let _ = std::io::stdout().write_all(b"waiting\n");
+        let _ = std::io::stdin().read(&mut [0; 1]);
     }
     let mut out = std::io::stdout().lock();
     for probe in probes {

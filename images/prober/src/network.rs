@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "sockets of families that the crates do not name")]
 
 use std::{
-    fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    fs, io,
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -97,8 +97,67 @@ pub(crate) fn no_odd_sockets(_: &Clues, checks: &mut Checks) {
     }
 }
 
+/// A question for `example.` as a resolver reads it.
+const QUESTION: &[u8] = b"\x6d\x66\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x00\x00\x01\x00\x01";
+
+/// No server answers a question about a name.
+pub(crate) fn no_names(clues: &Clues, checks: &mut Checks) {
+    let configured = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let configured = configured.lines().filter_map(|line| line.strip_prefix("nameserver ")).map(str::trim);
+    let mut any = false;
+    // Docker's own resolver is there even where nothing names it.
+    for server in clues.list("resolvers").chain(configured).chain(["127.0.0.11"]) {
+        any = true;
+        let asked = ask(server);
+        checks.holds(
+            asked.is_err(),
+            match asked {
+                Ok(bytes) => format!("{server} answers {bytes} bytes"),
+                Err(error) => format!("{server}: {error}"),
+            },
+        );
+    }
+    if !any {
+        checks.unknown("no server was given");
+    }
+}
+
+fn ask(server: &str) -> io::Result<usize> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect((server, 53))?;
+    socket.send(QUESTION)?;
+    socket.recv(&mut [0; 512])
+}
+
+/// No frame of its own making leaves: it has no socket for that, and no interface.
+pub(crate) fn no_frames(clues: &Clues, checks: &mut Checks) {
+    // SAFETY: it takes numbers and gives one.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+    if fd >= 0 {
+        // SAFETY: it was just made and nobody else has it.
+        unsafe { libc::close(fd) };
+    }
+    checks.refused("a socket for frames", Errno::result(fd));
+    loopback_only(clues, checks);
+}
+
+/// Nothing can be flooded where not one datagram leaves. The addresses are nobody's, by RFC 5737.
+pub(crate) fn no_flood(_: &Clues, checks: &mut Checks) {
+    for address in ["192.0.2.1:9", "198.51.100.1:9"] {
+        let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"x", address));
+        checks.holds(
+            sent.is_err(),
+            match sent {
+                Ok(_) => format!("a datagram for {address} leaves"),
+                Err(error) => format!("{address}: {error}"),
+            },
+        );
+    }
+}
+
 /// Listens where a neighbour could come by. The port is made of the token.
-pub(crate) fn listen(clues: &Clues) -> std::io::Result<TcpListener> {
+pub(crate) fn listen(clues: &Clues) -> io::Result<TcpListener> {
     TcpListener::bind(("0.0.0.0", port(clues)))
 }
 

@@ -126,6 +126,24 @@ pub(crate) fn scratch_space(clues: &Clues, checks: &mut Checks) {
     }
 }
 
+/// Everything that can be written, together.
+pub(crate) fn disk(clues: &Clues, checks: &mut Checks) {
+    let Some(most) = limit(clues, "disk", checks) else { return };
+    let (block, mut written, mut files) = (vec![0; MIB as usize], 0, Vec::new());
+    for place in ["/tmp", "/job", "/dev/shm"] {
+        let path = PathBuf::from(place).join("mayfly-prober-disk");
+        let Ok(mut file) = fs::File::create(&path) else { continue };
+        files.push(path);
+        while written <= most && file.write_all(&block).is_ok() {
+            written += MIB;
+        }
+    }
+    for file in files {
+        let _ = fs::remove_file(file);
+    }
+    checks.holds(written <= most, format!("{} of {} MiB in all places together", written / MIB, most / MIB));
+}
+
 pub(crate) fn inodes(clues: &Clues, checks: &mut Checks) {
     let Some(most) = limit(clues, "inodes", checks) else { return };
     let directory = PathBuf::from("/tmp/mayfly-prober-inodes");

@@ -1,0 +1,108 @@
+//! What a job does for the host to look at: writes too much, does not end, leaves files that are not what they seem.
+
+#![expect(unsafe_code, reason = "children that detach themselves, and nodes that are no files")]
+
+use std::{
+    ffi::CString,
+    fs,
+    io::{self, Write},
+    os::unix::{fs::symlink, net::UnixListener},
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    sys::signal::{SigHandler, Signal, raise, signal},
+    unistd::{ForkResult, fork, pause, setsid},
+};
+
+use crate::clues::Clues;
+
+/// What a file that takes no room on its disk says of its size.
+const SPARSE: u64 = 1 << 40;
+
+/// Writes `bytes` bytes, or ends where it may not.
+pub(crate) fn flood(clues: &Clues) -> ExitCode {
+    let line = [b'x'; 1024];
+    let mut left = clues.number("bytes").unwrap_or_default();
+    let mut out = io::stdout().lock();
+    while left > 0 {
+        if out.write_all(&line).is_err() {
+            return ExitCode::FAILURE;
+        }
+        left = left.saturating_sub(line.len() as u64);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Does not end by itself nor at SIGTERM, and has relatives: in a session of its own, orphaned, stopped.
+pub(crate) fn stay() -> ExitCode {
+    // SAFETY: nothing is called when the signal comes.
+    let _ = unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) };
+    relative(|| {
+        let _ = setsid();
+        // Its parent ends, so it is somebody else's child.
+        relative(|| {});
+    });
+    relative(|| {
+        let _ = raise(Signal::SIGSTOP);
+    });
+    let _ = io::stdout().write_all(b"staying\n");
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// A child that does something and then waits for ever.
+fn relative(first: impl FnOnce()) {
+    // SAFETY: this program has one thread, so the child may do all that its parent may.
+    if let Ok(ForkResult::Child) = unsafe { fork() } {
+        first();
+        loop {
+            pause();
+        }
+    }
+}
+
+/// Leaves, in the directory that it is told, links to the host, nodes that are no files, and files that are too large; and
+/// has a child that swaps a directory for a link as long as it is let.
+pub(crate) fn leave_files(clues: &Clues) -> ExitCode {
+    let directory = Path::new(clues.get("directory").unwrap_or("/job/out"));
+    match lay_out(directory, Path::new(clues.get("canary").unwrap_or("/etc/shadow"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{}: {error}", directory.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn lay_out(directory: &Path, canary: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory.join("swapped"))?;
+    fs::write(directory.join("plain"), "plain\n")?;
+    symlink(canary, directory.join("link"))?;
+    symlink(canary.parent().unwrap_or(canary), directory.join("linked"))?;
+    let fifo = CString::new(directory.join("fifo").as_os_str().as_encoded_bytes())?;
+    // SAFETY: the path ends with a zero.
+    unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) };
+    drop(UnixListener::bind(directory.join("socket"))?);
+    fs::File::create(directory.join("sparse"))?.set_len(SPARSE)?;
+    fs::write(directory.join("\u{1b}[2Jforged\nname"), "escaped\n")?;
+    fs::create_dir(directory.join("many"))?;
+    for number in 0..600 {
+        fs::write(directory.join("many").join(number.to_string()), "x")?;
+    }
+    let (real, other) = (directory.join("swapped"), directory.join("away"));
+    fs::write(real.join(canary.file_name().unwrap_or_default()), "the sandbox's own\n")?;
+    symlink(canary.parent().unwrap_or(canary), &other)?;
+    relative(|| {
+        loop {
+            // Both names are there at any time, and change places between two looks of whoever collects.
+            let _ = renameat2(AT_FDCWD, &real, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE);
+        }
+    });
+    Ok(())
+}
