@@ -27,6 +27,7 @@ use crate::{
     result::{self, ResultArgs},
     run::{self, RunArgs},
     schema::{self, SchemaArgs},
+    selftest::{self, SelftestArgs},
     serve::{self, ServeArgs},
     setup::{self, SetupArgs},
     status::{self, StatusArgs},
@@ -63,6 +64,7 @@ enum Verb {
     Audit(AuditArgs),
     Reap(ReapArgs),
     Bench(BenchArgs),
+    Selftest(SelftestArgs),
     Schema(SchemaArgs),
 }
 
@@ -121,6 +123,7 @@ pub(crate) fn main() -> ExitCode {
             }
         },
         Verb::Bench(args) => bench::run(&args, &places),
+        Verb::Selftest(args) => selftest::run(&args, &places),
         Verb::Schema(args) => schema::run(&args).unwrap_or_else(|error| no_output(&error)),
     }
 }

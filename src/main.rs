@@ -20,6 +20,7 @@ mod remote;
 mod result;
 mod run;
 mod schema;
+mod selftest;
 mod serve;
 mod services;
 mod setup;
@@ -39,6 +40,12 @@ fn main() -> ExitCode {
         && word == pool::SPAWNER_ARG
     {
         return pool::spawner();
+    }
+    let mut words = std::env::args_os().skip(1);
+    if let (Some(word), None) = (words.next(), words.next())
+        && word == ::selftest::CONTROL_ARG
+    {
+        return ::selftest::control();
     }
     cli::main()
 }

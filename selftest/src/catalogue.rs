@@ -4,14 +4,15 @@
 //! Sources are short names: man pages by themselves, the field's own tests and manuals by three letters (docs/threat-model.md).
 
 use pool::Tier;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    catalogue::Way::{After, Beside, Deadline, Flood, Host, Look, Memory, Nowhere, Use},
+    catalogue::Way::{After, Beside, Cpu, Deadline, Flood, Host, Look, Memory, Nowhere, Use},
     verdict::Expected::{self, Blocked as B, Contained as C, NotApplicable as N, Own as O, Residual as R},
 };
 
 /// How a probe is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// A job looks around.
     Look,
@@ -19,6 +20,8 @@ pub enum Way {
     Use,
     /// A job takes more memory than it has, which may end it.
     Memory,
+    /// A job burns more CPUs than it has. The host counts.
+    Cpu,
     /// A job writes more output than it may.
     Flood,
     /// A job does not end at its deadline.
@@ -137,7 +140,7 @@ pub const CATALOGUE: &[Probe] = &[
     probe("R04", Use, [C, C, C, C], "disk fill stops at quota; host free space stays above the floor", "tmpfs, fs quota, disk size", "ISO DKQ"),
     probe("R05", Use, [C, C, C, C], "inode fill stops (Docker has no inode quota)", "nr_inodes; own filesystem", "DKI ISO"),
     probe("R06", Use, [C, C, C, C], "fd exhaustion stops; host file-nr unaffected", "RLIMIT_NOFILE", "FCJ"),
-    probe("R07", Use, [C, C, C, C], "CPU burn and I/O flood stay within the set share", "cpu.max, io.max, <iotune>", "SRC FCP"),
+    probe("R07", Cpu, [C, C, C, C], "CPU burn and I/O flood stay within the set share", "cpu.max, io.max, <iotune>", "SRC FCP"),
     probe("R08", Flood, [C, C, C, C], "log or serial flood is cut at a cap with a marker", "ring buffer, local driver, virtlogd", "DKL FCP"),
     probe("R09", Deadline, [C, C, C, C], "deadline kills SIGTERM-ignoring, double-forked, setsid and stopped tasks", "pid-ns init, cgroup.kill, VM destroy", "pid_namespaces(7) LWK"),
     probe("R10", Use, [C, C, C, C], "core dump: RLIMIT_CORE is not enforced for a piped core_pattern, which runs in the host's namespaces", "core_pipe_limit, handler off", "core(5)"),
@@ -152,8 +155,8 @@ pub const CATALOGUE: &[Probe] = &[
     probe("A08", Host, [N, N, N, B], "a guest-written disk is never mounted or format-probed on the host", "explicit format and backing format", "LVF"),
     probe("C01", Host, [B, B, B, B], "agent reply that is oversize, garbage, late, duplicate, or for another job is refused in bounded time", "length cap, nonce, own deadline", "QGA"),
     probe("C02", Look, [B, B, B, N], "no host tty enters the sandbox (TIOCSTI)", "pipes, setsid", "BW NSP"),
-    probe("C03", Host, [B, B, B, B], "no root tool enters a sandbox in which hostile code ran", "results leave by channel only", "RC57 RC21"),
-    probe("C04", Host, [B, B, B, B], "runtime version floor: runc ≥ 1.2.8 / 1.3.3 / 1.4.0-rc.3 or a distro build that lists CVE-2025-31133, -52565, -52881", "start-up check", "RCC"),
+    probe("C03", Host, [B, B, B, N], "no root tool enters a sandbox in which hostile code ran", "results leave by channel only", "RC57 RC21"),
+    probe("C04", Host, [N, N, B, N], "runtime version floor: runc ≥ 1.2.8 / 1.3.3 / 1.4.0-rc.3 or a distro build that lists CVE-2025-31133, -52565, -52881", "start-up check", "RCC"),
     probe("M01", Host, [B, B, B, B], "guest/default account absent; no plaintext off loopback (a 2026 CVE let remote clients pass the loopback check)", "own users, TLS", "RQA RQ57"),
     probe("M02", Host, [B, B, B, B], "tenant in the body that differs from the broker-validated user-id is refused; missing user-id is refused", "validated user-id", "RQU"),
     probe("M03", Host, [B, B, B, B], "producer cannot declare, bind, consume, or publish results", "per-vhost permissions", "RQA"),

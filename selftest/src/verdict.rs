@@ -1,5 +1,6 @@
 //! What a probe's two looks mean together: the one from inside the sandbox, and the control's.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What is expected of a tier.
@@ -18,7 +19,7 @@ pub enum Expected {
 }
 
 /// What was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It was refused, or there is nothing to see.
@@ -38,6 +39,34 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// As a table shows it. What is alarming is loud.
+    #[must_use]
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Blocked => "blocked",
+            Self::Contained => "contained",
+            Self::NotApplicable => "n/a",
+            Self::Residual => "residual",
+            Self::Unverified => "unverified",
+            Self::Void => "VOID",
+            Self::Exposed => "EXPOSED",
+        }
+    }
+
+    /// Its name in reports and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blocked => "blocked",
+            Self::Contained => "contained",
+            Self::NotApplicable => "not_applicable",
+            Self::Residual => "residual",
+            Self::Unverified => "unverified",
+            Self::Void => "void",
+            Self::Exposed => "exposed",
+        }
+    }
+
     /// Whether whoever runs the selftest must hear of it by the exit code.
     #[must_use]
     pub fn is_alarming(self) -> bool {
@@ -52,7 +81,7 @@ impl Verdict {
 }
 
 /// What one look saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Seen {
     /// It is refused, hidden or limited.

@@ -191,7 +191,7 @@ pub(crate) fn descriptors(clues: &Clues, checks: &mut Checks) {
 
 /// Burns on more threads than it has CPUs, and looks how much time it got.
 pub(crate) fn cpu(clues: &Clues, checks: &mut Checks) {
-    const BURNED: Duration = Duration::from_secs(1);
+    const BURNED: Duration = Duration::from_secs(2);
     /// A quota is given out in periods, so a burst may exceed it a little.
     const SLACK: f64 = 1.35;
     let Some(thousandths) = limit(clues, "cpu", checks) else { return };

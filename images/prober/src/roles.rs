@@ -89,7 +89,12 @@ fn lay_out(directory: &Path, canary: &Path) -> io::Result<()> {
     // SAFETY: the path ends with a zero.
     unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) };
     drop(UnixListener::bind(directory.join("socket"))?);
-    fs::File::create(directory.join("sparse"))?.set_len(SPARSE)?;
+    // Where no file may be as large, whoever tries is told so by a signal.
+    // SAFETY: nothing is called when the signal comes.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    if fs::File::create(directory.join("sparse"))?.set_len(SPARSE).is_err() {
+        fs::remove_file(directory.join("sparse"))?;
+    }
     fs::write(directory.join("\u{1b}[2Jforged\nname"), "escaped\n")?;
     fs::create_dir(directory.join("many"))?;
     for number in 0..600 {
