@@ -157,12 +157,13 @@ impl Inside<'_> {
         job.grace = GRACE;
         let result = self.work(&job, Company::default()).await;
         let took = Duration::from_micros(result.phases.run_us + result.phases.clean_us);
-        let gone = took < DEADLINE + GRACE + SLACK && result.notes.is_empty();
+        let trouble = result.notes.iter().find(|note| note.contains("could not be ended"));
+        let gone = took < DEADLINE + GRACE + SLACK && trouble.is_none();
         Ok(match result.outcome {
             Outcome::TimedOut => {
-                let notes = result.notes.join("; ");
                 let late = took.saturating_sub(DEADLINE).as_millis();
-                Look::told(gone, format!("all of it was gone {late} ms after its deadline{notes}"))
+                let seen = format!("all of it was gone {late} ms after its deadline");
+                Look::told(gone, trouble.cloned().unwrap_or(seen))
             }
             Outcome::Succeeded | Outcome::Failed => {
                 Look::unknown(format!("it did not stay: {}", told(&result)))
