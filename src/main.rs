@@ -30,6 +30,7 @@ mod streams;
 mod submit;
 mod summary;
 mod top;
+mod vigil;
 
 use std::process::ExitCode;
 

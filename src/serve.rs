@@ -28,6 +28,7 @@ use crate::{
     services::{self, carry_out},
     shown,
     streams::Signals,
+    vigil::Vigil,
 };
 
 /// Run jobs from the broker, on this host, until told to stop.
@@ -76,7 +77,7 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     tokio::spawn(tell_of_queue(queue.health(), jobs.clone()));
     tokio::spawn(tell_of_store(store.health(), results.clone()));
 
-    let slots = config.serve.slots;
+    let (slots, metrics_of_selftest) = (config.serve.slots, metrics.clone());
     let worker = Worker::new(pool, Settings::default());
     let artifacts = services::artifacts(&config, places)?;
     let rights = (config.policies(), slots);
@@ -95,9 +96,14 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
         remark(&format!("the live page, metrics and health are at http://{}", place.address()));
         service.expose(place, metrics, &sight, &stop)
     });
+    let vigil = Vigil::new(config.selftest.clone(), &sight.tiers, places, metrics_of_selftest);
+    if config.selftest.at_start {
+        vigil.look(&service).await;
+    }
+    let watching = tokio::spawn(vigil.keep(Arc::clone(&service)));
     remark(&format!("serving with {slots} slots"));
     let ran = service.run(&stopper, &stop).await;
-    for task in [heeding, hurrying, resting] {
+    for task in [heeding, hurrying, resting, watching] {
         task.abort();
         // Until then it holds the service.
         let _ = task.await;

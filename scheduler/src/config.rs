@@ -7,6 +7,7 @@ mod artifacts;
 mod docker;
 mod metrics;
 mod pool;
+mod selftest;
 mod services;
 mod tenants;
 mod vm;
@@ -27,6 +28,7 @@ pub use self::{
     docker::DockerPart,
     metrics::MetricsPart,
     pool::{Class, Keep, PoolPart},
+    selftest::SelftestPart,
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
     vm::{AccelWord, EngineWord, VmPart},
@@ -47,6 +49,8 @@ pub struct Config {
     pub artifacts: Option<ArtifactsPart>,
     /// Where numbers and health are shown.
     pub metrics: MetricsPart,
+    /// When the host attacks its own sandboxes.
+    pub selftest: SelftestPart,
     /// How many sandboxes there are.
     pub pool: PoolPart,
     /// Which docker daemon makes containers.
@@ -123,6 +127,7 @@ impl Config {
             artifacts.check()?;
         }
         self.metrics.check()?;
+        self.selftest.check()?;
         self.pool.check(&self.classes)?;
         self.docker.check()?;
         self.vm.check()?;

@@ -113,6 +113,14 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
+    /// What a selftest found on a tier: how many probes of each verdict.
+    pub fn selftest(&self, tier: Tier, found: &[(&str, usize)]) {
+        for (verdict, probes) in found {
+            self.families.selftest_probes.with_label_values(&[tier.name(), *verdict]).set(*probes as f64);
+        }
+        self.families.selftest_last_run.with_label_values(&[] as &[&str]).set(unix_time());
+    }
+
     /// The tiers of which jobs are run.
     #[must_use]
     pub fn tiers(&self) -> &[Tier] {

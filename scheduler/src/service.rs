@@ -140,6 +140,11 @@ impl<Q: Queue> Service<Q> {
         self.engine.resting()
     }
 
+    /// Takes no job of a tier any more, as a selftest found it exposed; `None`: takes them again.
+    pub fn refuse(&self, tier: Tier, why: Option<String>) {
+        self.engine.refuse(tier, why);
+    }
+
     /// Which they are, now and after each change.
     #[must_use]
     pub fn rest_changes(&self) -> watch::Receiver<Vec<Tier>> {

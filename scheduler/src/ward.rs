@@ -2,7 +2,8 @@
 //!
 //! One job that gets no sandbox proves nothing: it may be the job. So a sandbox of the same tier and image with the usual
 //! limits is tried; only if that fails too does the tier *rest*: no job of it is pulled, those that were are another
-//! host's, and a sandbox is tried again after a pause that grows.
+//! host's, and a sandbox is tried again after a pause that grows. A tier that a selftest found exposed is *refused*: it rests
+//! until a selftest finds that it holds, whether or not sandboxes can be made.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -36,10 +37,19 @@ pub struct Resting {
 #[derive(Debug, Default)]
 pub(crate) struct Ward {
     beds: Mutex<Vec<Bed>>,
+    refused: Mutex<Vec<Refused>>,
     /// One look at a tier at a time.
     pub(crate) looking: tokio::sync::Mutex<()>,
     /// Changes with each tier that rests or does not any more.
     changed: watch::Sender<Vec<Tier>>,
+}
+
+/// A tier that is not used whatever it can make.
+#[derive(Debug, Clone)]
+struct Refused {
+    tier: Tier,
+    why: String,
+    since: Instant,
 }
 
 #[derive(Debug, Clone)]
@@ -58,8 +68,26 @@ impl Ward {
         self.beds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn refusals(&self) -> MutexGuard<'_, Vec<Refused>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn rests(&self, tier: Tier) -> bool {
-        self.beds().iter().any(|bed| bed.want.tier == tier)
+        self.is_refused(tier) || self.beds().iter().any(|bed| bed.want.tier == tier)
+    }
+
+    pub(crate) fn is_refused(&self, tier: Tier) -> bool {
+        self.refusals().iter().any(|refused| refused.tier == tier)
+    }
+
+    /// The tier is not to be used; `None`: it may be again.
+    pub(crate) fn refuse(&self, tier: Tier, why: Option<String>) {
+        let beds = self.beds();
+        self.refusals().retain(|refused| refused.tier != tier);
+        if let Some(why) = why {
+            self.refusals().push(Refused { tier, why, since: Instant::now() });
+        }
+        self.tell(&beds);
     }
 
     /// The tiers that rest, now and after each change.
@@ -76,7 +104,17 @@ impl Ward {
             tries: bed.tries,
             again_us: bed.again.saturating_duration_since(now).as_micros() as u64,
         };
-        self.beds().iter().map(resting).collect()
+        let refused = |refused: &Refused| Resting {
+            tier: refused.tier,
+            why: refused.why.clone(),
+            rests_us: (now - refused.since).as_micros() as u64,
+            tries: 0,
+            again_us: 0,
+        };
+        let mut all: Vec<_> = self.refusals().iter().map(refused).collect();
+        let beds = self.beds();
+        all.extend(beds.iter().filter(|bed| !self.is_refused(bed.want.tier)).map(resting));
+        all
     }
 
     /// The sandbox could not be made. Its tier rests, or goes on to.
@@ -103,7 +141,9 @@ impl Ward {
     }
 
     fn tell(&self, beds: &[Bed]) {
-        let tiers = beds.iter().map(|bed| bed.want.tier).collect();
+        let mut tiers: Vec<_> = beds.iter().map(|bed| bed.want.tier).collect();
+        tiers.extend(self.refusals().iter().map(|refused| refused.tier));
+        tiers.dedup();
         self.changed.send_replace(tiers);
     }
 
@@ -137,6 +177,19 @@ mod tests {
         assert_eq!((ward.all()[0].tries, ward.all()[0].why.as_str()), (9, "no sandbox: no disk"));
         ward.recovered(Tier::Docker);
         assert!(!ward.rests(Tier::Docker) && ward.next().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tier_that_is_refused_rests_until_it_is_allowed_whatever_it_can_make() {
+        let ward = Ward::default();
+        ward.refuse(Tier::Docker, Some("F01 is exposed".to_owned()));
+        ward.recovered(Tier::Docker);
+        assert!(ward.rests(Tier::Docker) && !ward.rests(Tier::Chroot));
+        assert_eq!(ward.all()[0].why, "F01 is exposed");
+        assert!(ward.next().is_none(), "no sandbox is tried for it");
+        assert_eq!(*ward.changes().borrow(), [Tier::Docker]);
+        ward.refuse(Tier::Docker, None);
+        assert!(!ward.rests(Tier::Docker) && ward.changes().borrow().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

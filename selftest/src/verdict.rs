@@ -39,6 +39,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Blocked,
+        Self::Contained,
+        Self::NotApplicable,
+        Self::Residual,
+        Self::Unverified,
+        Self::Void,
+        Self::Exposed,
+    ];
+
     /// As a table shows it. What is alarming is loud.
     #[must_use]
     pub fn shown(self) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use pool::{Limits, Want};
+use pool::{Limits, Tier, Want};
 use tokio::time::sleep_until;
 use worker::{JobResult, Outcome};
 
@@ -28,6 +28,12 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         true
     }
 
+    /// Takes no job of a tier any more, whatever sandboxes can be made; `None`: takes them again.
+    pub fn refuse(&self, tier: Tier, why: Option<String>) {
+        self.ward.refuse(tier, why);
+        self.queue.rest(tier, self.ward.rests(tier));
+    }
+
     /// Tries tiers that rest, until they do not have to any more.
     pub(super) async fn nurse(self: Arc<Self>) {
         let mut changes = self.ward.changes();
@@ -46,7 +52,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
                 Ok(()) => {
                     tracing::info!(tier = %want.tier, "a sandbox could be made; the tier is offered again");
                     self.ward.recovered(want.tier);
-                    self.queue.rest(want.tier, false);
+                    self.queue.rest(want.tier, self.ward.is_refused(want.tier));
                 }
                 Err(report) => {
                     tracing::debug!(tier = %want.tier, why = report.why, "still no sandbox can be made");

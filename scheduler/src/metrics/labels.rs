@@ -37,6 +37,7 @@ pub(crate) enum Label {
     Image,
     Version,
     Verb,
+    Verdict,
 }
 
 /// The values that a label can have.
@@ -75,6 +76,7 @@ impl Label {
             Self::Image => "image",
             Self::Version => "version",
             Self::Verb => "verb",
+            Self::Verdict => "verdict",
         }
     }
 
@@ -124,6 +126,9 @@ impl Label {
             Self::StoreCall => &["begin", "release", "finish"],
             Self::Answer => &["ok", "error"],
             Self::Accelerator => &["kvm", "tcg"],
+            Self::Verdict => {
+                &["blocked", "contained", "not_applicable", "residual", "unverified", "void", "exposed"]
+            }
             Self::Tenant => return Values::Tenants,
             Self::Image => return Values::Images,
             Self::Version | Self::Verb => return Values::Own,

@@ -123,6 +123,12 @@ async fn every_family_is_moved_by_what_it_counts_and_by_nothing_else() {
         ("mayfly_tier_offered{tier=\"chroot\"}", 1.0),
         ("mayfly_tier_offered{tier=\"docker\"}", 1.0),
     ]);
+    metrics.selftest(Tier::Chroot, &[("blocked", 52), ("exposed", 1)]);
+    watch.moved(&[
+        ("mayfly_selftest_probes{tier=\"chroot\",verdict=\"blocked\"}", 52.0),
+        ("mayfly_selftest_probes{tier=\"chroot\",verdict=\"exposed\"}", 1.0),
+        ("mayfly_selftest_last_run_timestamp_seconds", SOME),
+    ]);
     queue_moves(&mut watch).await;
     runner_moves(&mut watch).await;
     store_moves(&mut watch).await;
