@@ -21,14 +21,12 @@ use crate::harness::{Cluster, Host, Node, eventually, script};
 
 /// Families that nothing moves here: it cannot happen (a reuse), happens only where there is a daemon or a machine, or
 /// would harm others' tests. The unit test of `scheduler/src/metrics/tests.rs` moves them all the same.
-const RARE: [&str; 9] = [
+const RARE: [&str; 7] = [
     "mayfly_broker_blocked",
     "mayfly_docker_runtime_below_floor",
     "mayfly_pool_waiting_jobs",
     "mayfly_reaper_failures_total",
     "mayfly_sandbox_reused_total",
-    "mayfly_selftest_last_run_timestamp_seconds",
-    "mayfly_selftest_probes",
     "mayfly_stale_results_refused_total",
     "mayfly_vm_accelerator",
 ];
@@ -47,7 +45,11 @@ impl Shown {
     fn serve(cluster: &Cluster, mut host: Host, more: &str) -> Self {
         let port = free_port().unwrap();
         let here = format!("listen = '127.0.0.1:{port}'\n{more}");
-        cluster.serve_changed(&mut host, |config| config.replace("listen = '127.0.0.1:0'", &here), |it| it);
+        let change = |config: &str| {
+            let config = config.replace("listen = '127.0.0.1:0'", &here);
+            format!("{config}\n[selftest]\nat_start = true\n")
+        };
+        cluster.serve_changed(&mut host, change, |it| it);
         let shown = Self { host, port, families: BTreeSet::new(), moved: BTreeSet::new() };
         eventually("it is ready", || (shown.get("/readyz")?.0 == 200).then_some(()));
         shown
