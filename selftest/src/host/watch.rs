@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    io::Read,
+    io::{BufRead, BufReader, Read},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -250,8 +250,13 @@ fn careless(secret: &str, folder: &Path, data_dir: &Path) -> Look {
         fs::write(&program, images::PROBER)?;
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let mut command = Command::new(&program);
-        command.args(["wait=1", &format!("secret={secret}")]).stdin(Stdio::piped()).stdout(Stdio::null());
-        command.spawn()
+        command.args(["wait=1", &format!("secret={secret}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        // Its arguments can be read only some time after it was started; when it speaks, they can.
+        if let Some(stdout) = child.stdout.as_mut() {
+            BufReader::new(stdout).read_line(&mut String::new())?;
+        }
+        Ok(child)
     };
     let look = match started() {
         Ok(mut child) => {
