@@ -9,6 +9,7 @@ mod chroot;
 mod disk;
 mod docker;
 mod enclose;
+pub mod failpoint;
 mod greeting;
 pub mod host;
 mod id;

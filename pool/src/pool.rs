@@ -17,6 +17,7 @@ use crate::{
     cgroup::{CgroupError, Hierarchy},
     chroot::Chroot,
     docker::{self, Docker as DockerSettings},
+    failpoint,
     id::InstanceId,
     instance::{Instance, InstanceError},
     keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
@@ -246,6 +247,7 @@ impl Pool {
         let reason = if blueprint.measured { ColdReason::Shape } else { ColdReason::Empty };
         let mut lease = clean.lease(source, reason, slot);
         self.ledger.append(Event::Consumed { generation, job })?;
+        failpoint::pass("consumed");
         lease.narrow(&want.limits).map_err(|error| CheckoutError::Narrow { tier: want.tier, error })?;
         Ok(lease)
     }

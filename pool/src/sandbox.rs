@@ -18,6 +18,7 @@ use crate::{
     cgroup::Cgroup,
     disk,
     docker::{Container, Removed},
+    failpoint,
     ledger::Ended,
     limits::Limits,
     obituary::Obituary,
@@ -100,6 +101,7 @@ impl Remains {
         let began = Instant::now();
         let ended = self.end().await;
         if let Some(obituary) = obituary {
+            failpoint::pass("gone");
             obituary.write(*ended.as_ref().unwrap_or(&Ended::Quarantined), began.elapsed());
         }
         ended.map(drop)
@@ -112,6 +114,7 @@ impl Remains {
         }
         // With the init of a pid namespace the kernel ends every process in it.
         kill(&vital);
+        failpoint::pass("ending");
         // Before the wait: only its engine can end a container that it has frozen.
         let removed = match &container {
             Some(container) => Some(container.remove().await),

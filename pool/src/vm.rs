@@ -45,7 +45,7 @@ pub(crate) use self::{
 };
 use crate::{
     body::Body,
-    greeting,
+    failpoint, greeting,
     id::Id,
     lease::Proof,
     limits::Limits,
@@ -112,6 +112,7 @@ impl Tier {
             Maker::Libvirt(libvirt) => libvirt.make(&machine, &image, &limits).await?,
         };
         let Begun { generation, sandbox, channel, ready } = begun;
+        failpoint::pass("vm-clean");
         let body = Body::Vm { sandbox, accelerator: host.accelerator };
         Ok(Proof { generation, image, limits, ready, making: started.elapsed(), channel, body })
     }
@@ -129,9 +130,13 @@ impl Tier {
         let remains = self.workshop.lay_out(generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         let complaints = Complaints::new()?;
+        failpoint::pass("vm-laid-out");
         let settled = async {
             let mut channel = fork.clone_of(&template, machine, &mut sandbox, &complaints).await?;
-            freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
+            failpoint::pass("vm-begun");
+            if !failpoint::is_off("vm-gate") {
+                freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
+            }
             let writable_root = image.config.root == RootMode::Writable;
             let ready =
                 greeting::greet(&mut channel, Some(identity(image)), writable_root, MAKING_DEADLINE).await?;

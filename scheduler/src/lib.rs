@@ -24,7 +24,6 @@ pub mod config;
 mod contract;
 pub mod control;
 mod dispatch;
-mod failpoint;
 mod intake;
 mod journal;
 mod key;
@@ -44,6 +43,8 @@ mod ward;
 pub mod web;
 
 pub use admit::{Origin, Refusal, admit, path as check_path};
+use pool::failpoint;
+
 pub use artifacts::{ArtifactError, ArtifactSettings, ArtifactStore, ArtifactsOfJob, Fetching, Place, Swept};
 pub use batch::{Afar, Batch, BatchError, Plan, Running};
 pub use board::{Board, EndedJob, PhaseNow, RunningJob};

@@ -13,6 +13,8 @@ mod batch;
 mod classes;
 mod conformance;
 mod docker;
+mod edges;
+mod gate;
 mod gvisor;
 mod harness;
 mod interrupts;

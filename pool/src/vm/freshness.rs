@@ -51,9 +51,20 @@ pub(super) async fn renew(
     generation: GenerationId,
     bounds: Bounds,
 ) -> Result<(), Stale> {
+    renew_as_of(channel, generation, bounds, Duration::ZERO).await
+}
+
+/// The same, as it would have been some time ago.
+pub(super) async fn renew_as_of(
+    channel: &mut Channel,
+    generation: GenerationId,
+    bounds: Bounds,
+    ago: Duration,
+) -> Result<(), Stale> {
     let mut skew = Duration::ZERO;
     for _ in 0..TRIES {
-        let resume = somebody_new(generation, bounds);
+        let mut resume = somebody_new(generation, bounds);
+        resume.time -= ago.as_nanos() as u64;
         channel.send(0, ToAgent::Resume(resume.clone()))?;
         let resumed = match channel.next().await?.message {
             ToHost::Resumed(resumed) => resumed,
@@ -63,7 +74,7 @@ pub(super) async fn renew(
             }
             _ => return Err(Stale::Unexpected),
         };
-        skew = check(&resume, &resumed, nanoseconds())?;
+        skew = check(&resume, &resumed, nanoseconds() - ago.as_nanos() as u64)?;
         if skew < SKEW {
             return Ok(());
         }

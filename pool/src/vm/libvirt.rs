@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     channel::Channel,
-    greeting,
+    failpoint, greeting,
     id::{GenerationId, Id},
     limits::Limits,
     proof,
@@ -107,14 +107,18 @@ impl Libvirt {
         let own = Own::lay_out(folder, name, kind.to_owned(), machine, uids).await.map_err(VmError::from)?;
         let remains = self.remains(Domain::of(stable, own), generation, &machine.boot_limits())?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
+        failpoint::pass("vm-laid-out");
         let booted = async {
             let process =
                 sandbox.domain().boot(machine, instance, &self.node).await.map_err(VmError::from)?;
+            // No cgroup has its process yet.
+            failpoint::pass("vm-booting");
             let mut channel = settle(&mut sandbox, process)?;
             let least =
                 Limits { memory: Limits::LEAST_MEMORY, disk: Limits::LEAST_DISK, ..Limits::default() };
             freshness::renew(&mut channel, generation, bounds_of(&least)).await.map_err(VmError::from)?;
             sandbox.domain().keep().await.map_err(VmError::from)?;
+            failpoint::pass("vm-kept");
             Ok::<_, MakeError>(())
         };
         timeout(BOOT_DEADLINE, booted).await.unwrap_or(Err(VmError::Late(BOOT_DEADLINE).into()))?;
@@ -136,6 +140,7 @@ impl Libvirt {
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         let begun = async {
             let process = sandbox.domain().revert().await.map_err(VmError::from)?;
+            failpoint::pass("vm-begun");
             let mut channel = settle(&mut sandbox, process)?;
             freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
             let writable_root = image.config.root == RootMode::Writable;

@@ -110,6 +110,8 @@ pub(crate) fn leftovers(instances: &[String], sessions: &[u32], run_dir: &Path) 
     }
     for (pid, words) in processes() {
         let ours = instances.iter().any(|instance| in_cgroup_of(pid, instance))
+            // Of a machine's own process, which libvirt has started and nobody has taken into a cgroup yet.
+            || instances.iter().any(|instance| words.contains(&format!("mayfly-{instance}")))
             || (session(pid).is_some_and(|session| sessions.contains(&session)) && words.contains("mayfly"));
         if ours && !is_dead(pid) {
             found.push(format!("process {pid}: {words}"));

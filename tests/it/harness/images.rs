@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::tiers::in_guest;
+use super::{Place, tiers::in_guest};
 
 const SHARED: [&str; 2] = ["minimal", "base"];
 
@@ -33,4 +33,14 @@ pub(crate) fn store() -> &'static PathBuf {
         }
         data.join("images")
     })
+}
+
+/// Has the next machine of this size booted again, of whatever image.
+pub(crate) fn forget_templates(place: &Place, size: &str) {
+    let images = fs::canonicalize(place.node.data_dir().join("images/sha256")).unwrap();
+    let below = |path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let forms = below(images).flat_map(|image| below(image.join("forms")));
+    for template in forms.map(|form| form.join("templates").join(size)).filter(|path| path.is_dir()) {
+        fs::remove_dir_all(template).unwrap();
+    }
 }

@@ -131,6 +131,11 @@ pub(crate) fn on_libvirt(behaviour: fn(&Place)) {
     }
 }
 
+/// Looks at something only if mayfly was built so that a test can end it, or leave out a step, wherever it wants.
+pub(crate) fn with_failpoints(look: impl FnOnce()) {
+    if cfg!(feature = "failpoints") { look() } else { tell("it needs --features failpoints") }
+}
+
 /// What CI calls the engine among the tiers that it counts on.
 const LIBVIRT: &str = "vm-libvirt";
 

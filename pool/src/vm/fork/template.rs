@@ -17,6 +17,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
@@ -25,12 +26,16 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{Begin, Complaints, Machine, Running, VmError, await_migration, ignore_shared, open, start};
 use crate::{
+    failpoint,
     id::Id,
     limits::Limits,
     sandbox::Sandbox,
     vm::{BOOT_DEADLINE, bounds_of, freshness, qmp::QmpError},
     workshop::{MakeError, Workshop},
 };
+
+/// By how much a test has a template's clock be wrong.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// What clones begin from.
 #[derive(Debug)]
@@ -93,6 +98,7 @@ pub(super) async fn load_or_boot(
         return Ok(template.into());
     }
     let template = boot(workshop, machine).await?;
+    failpoint::pass("vm-kept");
     let written = spawn_blocking(move || place.write(&template).map(|()| template)).await;
     drop(lock);
     Ok(written.map_err(VmError::Stopped)??.into())
@@ -115,7 +121,11 @@ async fn boot(workshop: &Workshop, machine: &Machine) -> Result<Template, MakeEr
         let Running { mut channel, mut monitor } =
             start(workshop, &mut sandbox, machine, Begin::Boot, &files, &complaints).await?;
         let least = Limits { memory: Limits::LEAST_MEMORY, disk: Limits::LEAST_DISK, ..Limits::default() };
-        freshness::renew(&mut channel, generation, bounds_of(&least)).await.map_err(VmError::from)?;
+        failpoint::pass("vm-booting");
+        // Nobody waits for a template to be old.
+        let ago = if failpoint::is_off("vm-template-clock") { HOUR } else { Duration::ZERO };
+        let bounds = bounds_of(&least);
+        freshness::renew_as_of(&mut channel, generation, bounds, ago).await.map_err(VmError::from)?;
         stop(&mut monitor, &state).await.map_err(VmError::from)?;
         Ok::<_, MakeError>(())
     };

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     body::DestroyError,
+    failpoint,
     instance::Instance,
     ledger::Ended,
     uids::UidRange,
@@ -154,6 +155,7 @@ impl Own {
     /// Ends the machine and forgets it.
     pub(super) async fn remove(&self, engine: &Engine) -> Result<(), LibvirtError> {
         engine.ask(Ask::Remove { domain: self.name.clone() }, REMOVING).await?;
+        failpoint::pass("vm-forgotten");
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(LibvirtError::file("remove", &self.folder)(error))

@@ -1,15 +1,28 @@
-//! Moments at which a test can end the process as `kill -9` would.
+//! Moments at which a test can end the process as `kill -9` would, here and in whatever is built on the pool.
 //!
 //! `MAYFLY_FAILPOINT=name:n` ends it at the n-th time that it comes by the point `name`. Only with the feature
-//! `failpoints`; otherwise nothing of this exists at run time.
+//! `failpoints`; otherwise nothing of this exists at run time. `MAYFLY_FAILPOINT=name:off` leaves out the step of that name
+//! instead, so that a test of it can be seen to fail: no configuration can say that, and no release is built with it.
 
 /// The process may be ended here.
 #[cfg(not(feature = "failpoints"))]
-pub(crate) fn pass(_name: &str) {}
+pub fn pass(_name: &str) {}
+
+/// Whether a step is left out.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn is_off(_name: &str) -> bool {
+    false
+}
+
+/// Whether a step is left out.
+#[cfg(feature = "failpoints")]
+pub(crate) fn is_off(name: &str) -> bool {
+    std::env::var("MAYFLY_FAILPOINT").is_ok_and(|text| text.strip_suffix(":off") == Some(name))
+}
 
 /// The process may be ended here.
 #[cfg(feature = "failpoints")]
-pub(crate) fn pass(name: &str) {
+pub fn pass(name: &str) {
     use std::sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
