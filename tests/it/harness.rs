@@ -21,9 +21,13 @@ pub(crate) use self::{
     dockerd::use_by,
     evidence::{Evidence, HEARD},
     host::Sandbox,
+    images::forget_templates,
     libvirtd::use_by as use_libvirtd,
     node::Node,
     process::{Finished, Mayfly, Running},
-    tiers::{Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of},
+    tiers::{
+        Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of,
+        with_failpoints,
+    },
     wait::eventually,
 };
