@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt doc bench soak guest fuzz clean setup
+.PHONY: help run test lint fmt doc bench soak guest fuzz screenshots clean setup
 
 # Images, for `run`, `test` and `bench` alike: `make clean` takes them away, and the host keeps nothing.
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -12,7 +12,7 @@ export MAYFLY_SKIPPED ?= $(TARGET)/skipped-tests
 IMAGES := minimal base
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-7s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
 
 run: setup ## build mayfly and run the example job in a sandbox
 	@cargo build --release --bin mayfly
@@ -81,6 +81,9 @@ guest: setup ## run jobs in guests with Debian's kernel and cgroup v2, without a
 fuzz: ## fuzz the frame decoders of both ends, 5 minutes each
 	@scripts/packages build fuzz
 	@scripts/fuzz 300
+
+screenshots: setup ## make the pictures of docs/live.md
+	@scripts/screenshots
 
 setup: ## install the missing Debian packages, saying why
 	@scripts/packages build images
