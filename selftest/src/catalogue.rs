@@ -115,7 +115,7 @@ pub const CATALOGUE: &[Probe] = &[
     probe("I02", Look, [B, B, B, O], "only own processes are listed", "pid ns, hidepid", "proc(5)"),
     probe("I03", Look, [B, B, B, B], "environment equals the allow-list: no worker, broker or cloud variable", "cleared env", "FCJ ISO CDK"),
     probe("I04", Host, [B, B, B, B], "no secret in inspect output, domain XML, unit properties, argv, snapshot", "inject after start over the channel", "LMV CDK"),
-    probe("I05", Look, [R, R, R, O], "un-namespaced host data (load, meminfo, interrupts, cpuinfo)", "none; publish", "LEAK"),
+    probe("I05", Look, [R, R, R, O], "un-namespaced host data (load, meminfo, interrupts, cpuinfo, where mounts come from)", "none; publish", "LEAK"),
     probe("I06", Look, [R, R, R, B], "no vmx/svm flag, no /dev/kvm in guest; no \"Vulnerable\" file; SMT and KSM state published", "CPU features off; host setup", "FCT FCP"),
     probe("X01", Beside, [B, B, B, B], "/dev/shm and /tmp of A unseen by B", "own tmpfs", "NSP DKD"),
     probe("X02", Beside, [B, B, B, B], "SysV ids and POSIX queues of A unseen by B", "ipc ns", "ipc_namespaces(7)"),

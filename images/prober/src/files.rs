@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "calls that the crates have no safe form for")]
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -74,17 +74,19 @@ const DEPTH: usize = 5;
 const ENTRIES: usize = 50_000;
 
 /// One mount, as `/proc/self/mountinfo` tells it.
-struct Mount {
+pub(crate) struct Mount {
     /// What of its file system is shown.
     root: String,
     point: String,
     options: Vec<String>,
     kind: String,
+    /// What holds it: a device, or a word.
+    device: String,
     /// Options of the file system, which can forbid writing by themselves.
     all_options: Vec<String>,
 }
 
-fn mounts() -> Option<Vec<Mount>> {
+pub(crate) fn mounts() -> Option<Vec<Mount>> {
     let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let words = |list: &str| list.split(',').map(str::to_owned).collect();
     text.lines()
@@ -97,15 +99,27 @@ fn mounts() -> Option<Vec<Mount>> {
                 point: (*own.get(4)?).to_owned(),
                 options: words(own.get(5)?),
                 kind: (*file_system.first()?).to_owned(),
+                device: (*file_system.get(1)?).to_owned(),
                 all_options: words(file_system.get(2)?),
             })
         })
         .collect()
 }
 
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.point, self.root)
+    }
+}
+
 impl Mount {
     fn is_writable(&self) -> bool {
         !self.options.iter().chain(&self.all_options).any(|option| option == "ro")
+    }
+
+    /// Whether it shows a piece of something whose names are somebody else's.
+    pub(crate) fn is_part_of_a_disk(&self) -> bool {
+        self.root != "/" && self.device.starts_with("/dev/")
     }
 
     fn has(&self, option: &str) -> bool {

@@ -6,7 +6,7 @@ use std::{env, fs, os::fd::AsRawFd};
 
 use nix::errno::Errno;
 
-use crate::{checks::Checks, clues::Clues};
+use crate::{checks::Checks, clues::Clues, files::mounts};
 
 /// `SYSLOG_ACTION_SIZE_BUFFER`: asks for a size and reads nothing.
 const SIZE_OF_BUFFER: libc::c_int = 10;
@@ -53,6 +53,11 @@ pub(crate) fn host_figures(_: &Clues, checks: &mut Checks) {
     for path in ["/proc/loadavg", "/proc/meminfo", "/proc/interrupts", "/proc/cpuinfo", "/proc/stat"] {
         let seen = fs::read(path).is_ok_and(|bytes| !bytes.is_empty());
         checks.holds(!seen, format!("{path} {}", if seen { "is readable" } else { "is not" }));
+    }
+    let Some(mounts) = mounts() else { return checks.unknown("/proc/self/mountinfo cannot be read") };
+    match mounts.iter().find(|mount| mount.is_part_of_a_disk()) {
+        Some(mount) => checks.holds(false, format!("mountinfo names the place on a disk of {mount}")),
+        None => checks.holds(true, "no mount is part of a larger file system on a disk"),
     }
 }
 
