@@ -166,6 +166,14 @@ fn cgroup_mounts() -> Vec<PathBuf> {
         .collect()
 }
 
+/// The process of one of these sessions that clones sandboxes.
+pub(crate) fn spawner(sessions: &[u32]) -> Option<u32> {
+    let is_ours = |pid| session(pid).is_some_and(|session| sessions.contains(&session));
+    let mut all = processes().into_iter();
+    all.find(|(pid, words)| words.trim_end().ends_with(pool::SPAWNER_ARG) && is_ours(*pid))
+        .map(|(pid, _)| pid)
+}
+
 /// Pid and command line, or name, of every process.
 fn processes() -> Vec<(u32, String)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();

@@ -7,9 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use rustix::process::Pid;
 use tempfile::TempDir;
 
-use super::{Mayfly, Sandbox, host, images};
+use super::{Mayfly, Sandbox, eventually, host, images};
 
 /// A node: it names everything that this test's mayflies make.
 #[derive(Debug)]
@@ -99,6 +100,13 @@ impl Node {
         let all = self.instances();
         let sandboxes = all.iter().flat_map(|instance| Sandbox::all_of(instance));
         sandboxes.filter(|sandbox| used(sandbox.generation())).collect()
+    }
+
+    /// The process that clones the sandboxes of a mayfly that runs.
+    pub(crate) fn spawner(&self) -> Pid {
+        let sessions = self.sessions.lock().unwrap().clone();
+        let found = eventually("there is a spawner", || host::spawner(&sessions));
+        Pid::from_raw(found.cast_signed()).unwrap()
     }
 
     /// The ledger's records, oldest segment first.

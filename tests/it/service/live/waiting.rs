@@ -1,10 +1,11 @@
 //! Why a job waits, as `mayfly status` says it.
 
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use servers::Version;
 
 use crate::{
-    harness::{Cluster, Tier, eventually, ready, script},
+    harness::{Cluster, eventually, script},
     service::send_many,
 };
 
@@ -45,29 +46,28 @@ fn a_job_above_its_tenants_cap_hears_so_and_one_that_no_host_can_run_too() {
 #[test]
 fn a_job_without_a_sandbox_hears_how_many_are_being_made() {
     let test = "service::live::waiting::a_job_without_a_sandbox_hears_how_many_are_being_made";
-    if let Err(why) = ready(Tier::Vm) {
-        return servers::skipped(test, &why);
-    }
-    let Some(mut cluster) = Cluster::new(test, Version::Debian12, "[vm]\nallow_emulation = true\n") else {
-        return;
-    };
-    (cluster.tiers, cluster.slots) = ("['vm']", 1);
+    let Some(mut cluster) = Cluster::new(test, Version::Debian12, "") else { return };
+    cluster.slots = 1;
     let mut host = cluster.host();
-    for number in 0..2 {
-        let job = script("true", &json!({ "tier": "vm", "id": format!("cold-{number}") }));
+    let send = |id: &str, image: &str| {
+        let job = script("true", &json!({ "id": id, "image": image }));
         cluster.mayfly(&host.node, ["submit"]).stdin(job).finish().code(0);
-    }
-    // The first machine of an image is booted, which takes its time.
-    let why = "no clean vm sandbox, 1 being made, about ";
-    says(
-        &cluster,
-        &host,
-        None,
-        &["  vm  checkout  ", why, "all 1 slots are taken, 1 of them without a sandbox"],
-    );
-    says(&cluster, &host, Some(&cluster.key("cold-0")), &["checkout for ", "(vm): ", why]);
-    for number in 0..2 {
-        assert_eq!(cluster.result(&host.node, &format!("cold-{number}"))["outcome"], "succeeded");
+    };
+    send("first", "minimal");
+    assert_eq!(cluster.result(&host.node, "first")["outcome"], "succeeded");
+    // No sandbox of the other image is there, and none comes while the spawner stands still.
+    let spawner = host.node.spawner();
+    kill_process(spawner, Signal::STOP).unwrap();
+    send("cold-0", "base");
+    send("cold-1", "base");
+    // One for the job that has the slot, and perhaps one for the job that waits.
+    let (why, made) = ("no clean chroot sandbox, ", " being made, about ");
+    let slots = "all 1 slots are taken, 1 of them without a sandbox";
+    says(&cluster, &host, None, &["  chroot  checkout  ", why, made, slots]);
+    says(&cluster, &host, Some(&cluster.key("cold-0")), &["checkout for ", "(chroot): ", why, made]);
+    kill_process(spawner, Signal::CONT).unwrap();
+    for id in ["cold-0", "cold-1"] {
+        assert_eq!(cluster.result(&host.node, id)["outcome"], "succeeded");
     }
     host.stop().code(0);
     host.check();
