@@ -86,33 +86,47 @@ async fn a_flood_is_bounded_and_what_is_missing_is_said() {
     let live = host.live_output(&job(), 1);
     let mut out = live.stdout();
     let block = vec![b'x'; 64 * 1024];
+    let total = 256 * block.len() + b"the end".len();
     // While Redis stands still, so that not all of it can have been taken.
     bed.server.freeze().unwrap();
     let flood = async {
         for _ in 0..256 {
             out.write_all(&block).await.unwrap();
         }
+        out.write_all(b"the end").await.unwrap();
     };
     timeout(PATIENCE, flood).await.expect("a job is never held back");
     bed.server.thaw().unwrap();
-    let total = 256 * block.len();
-    // The bytes after a gap tell how large it was.
     let mut follow = host.follow(&job());
-    let tail = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if out.write_all(b"the end").await.is_err() {
-                return;
-            }
-        }
-    };
-    let (text, _, missing) = tokio::select! {
-        gathered = gather(&mut follow, total) => gathered,
-        () = tail => unreachable!(),
-    };
+    let (text, _, missing) = gather(&mut follow, total).await;
     assert!(missing > 0 && text.len() < 8 * 1024 * 1024, "{} kept, {missing} missing", text.len());
-    assert!(text.len() as u64 + missing >= total as u64);
+    assert_eq!(text.len() as u64 + missing, total as u64);
+    assert!(text.ends_with(b"the end"), "the newest is kept, though nothing comes after it");
     let mut size = redis::cmd("XLEN");
     size.arg(host.shared.keys.output(&job()));
     assert!(host.shared.commands.ask::<u64>(&size).await.unwrap() < 2048);
+}
+
+#[tokio::test]
+async fn a_job_that_floods_does_not_hold_up_what_another_shows() {
+    let Some(mut bed) = Bed::start("a_job_that_floods_does_not_hold_up_what_another_shows") else { return };
+    bed.begin_anew(LONG);
+    let host = bed.one_more();
+    let other = JobKey::new("local", "other");
+    for job in [&job(), &other] {
+        host.submitted(job, None).await.unwrap();
+    }
+    let (flood, quiet) = (host.live_output(&job(), 1), host.live_output(&other, 1));
+    let held = host.shared.pump.link().hold_up().await;
+    flood.stdout().write_all(&vec![b'x'; 1024 * 1024]).await.unwrap();
+    quiet.stdout().write_all(b"here").await.unwrap();
+    drop(held);
+    let mut follow = host.follow(&other);
+    assert_eq!(next(&mut follow).await, Some(Said::Attempt(1)));
+    assert_eq!(next(&mut follow).await, Some(Said::Output(Stream::Stdout, b"here".to_vec())));
+    // The flood is under way still, and all of it comes: less than a mebibyte with its overhead is left out.
+    let (text, _, missing) = gather(&mut host.follow(&job()), 1024 * 1024).await;
+    assert_eq!(text.len() as u64 + missing, 1024 * 1024);
+    assert!(missing < 64 * 1024, "{missing}");
+    drop((flood, quiet));
 }
