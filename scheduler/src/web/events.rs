@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::stream::{Stream, unfold};
+use futures_util::stream::{BoxStream, Stream, StreamExt, try_unfold, unfold};
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::{
@@ -18,7 +18,7 @@ use crate::{
     key::JobKey,
     live::{JobCard, Look, text},
     store::{
-        JobState,
+        JobState, StoreError,
         redis::{Follow, Said, Stream as Which},
     },
 };
@@ -52,7 +52,7 @@ pub(super) fn moments(look: Look, place: OwnedSemaphorePermit) -> impl Stream<It
 
 /// One job, until it has its result.
 pub(super) fn job(look: Look, job: JobKey, place: OwnedSemaphorePermit) -> impl Stream<Item = Told> + Send {
-    let follow = look.follow(&job);
+    let follow = look.follow(&job).map(output);
     let onlooker = Onlooker {
         look,
         job,
@@ -71,12 +71,17 @@ pub(super) fn job(look: Look, job: JobKey, place: OwnedSemaphorePermit) -> impl 
     })
 }
 
+/// What it writes. A question under way outlives a tick: asked anew each second, a slow one would never be answered.
+fn output(follow: Follow) -> BoxStream<'static, Result<Said, StoreError>> {
+    try_unfold(follow, |mut follow| async { Ok(follow.next().await?.map(|said| (said, follow))) }).boxed()
+}
+
 /// Somebody who looks at one job.
 struct Onlooker {
     look: Look,
     job: JobKey,
     /// `None`: its output cannot be followed, or there is no more of it.
-    follow: Option<Follow>,
+    follow: Option<BoxStream<'static, Result<Said, StoreError>>>,
     streams: [text::Stream; 2],
     /// Bytes of its output so far.
     told: usize,
@@ -107,10 +112,10 @@ impl Onlooker {
                 biased;
                 _ = self.ticks.tick() => self.look_at_it().await,
                 said = follow => match said {
-                    Ok(Some(said)) => self.hear(said),
+                    Some(Ok(said)) => self.hear(said),
                     // Its result is next, by the next tick.
-                    Ok(None) => self.follow = None,
-                    Err(error) => {
+                    None => self.follow = None,
+                    Some(Err(error)) => {
                         self.say("trouble", &json!(text::line(&worker::causes(&error), 300)));
                         self.follow = None;
                     }
