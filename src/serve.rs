@@ -31,6 +31,9 @@ use crate::{
     vigil::Vigil,
 };
 
+/// How long the last spans of jobs may take to reach the collector.
+const LAST_SPANS: Duration = Duration::from_secs(5);
+
 /// Run jobs from the broker, on this host, until told to stop.
 ///
 /// `mayfly setup` prepares the broker. SIGTERM or Ctrl-C: no new jobs, those that run go on to their end. Once more: those
@@ -81,7 +84,9 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let worker = Worker::new(pool, Settings::default());
     let artifacts = services::artifacts(&config, places)?;
     let rights = (config.policies(), slots);
-    let service = Arc::new(Service::new(queue, (store, artifacts), worker, rights, metrics.clone()));
+    let (traces, sending) = shown::traces(&config, metrics.clone())?.unzip();
+    let watched = (metrics.clone(), traces);
+    let service = Arc::new(Service::new(queue, (store, artifacts), worker, rights, watched));
     let (stopper, stop) = stop();
     let who = Identity { jobs, results, ..node::identity("serve") };
     let sight = Sight { who, tiers, data_dir: places.data_dir.clone() };
@@ -117,6 +122,9 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     if let Some((queue, worker)) = close(service).await {
         drop(queue);
         worker.into_pool().close().await;
+    }
+    if let Some(sending) = sending {
+        sending.end(LAST_SPANS).await;
     }
     match ran {
         Ok(()) => {

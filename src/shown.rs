@@ -6,9 +6,12 @@ use pool::Tier;
 use scheduler::{
     config::Config,
     metrics::{Known, Metrics},
+    traces::{Sending, Traces},
     web::{Place, Token, WebError},
 };
 use worker::{ErrorReport, causes};
+
+use crate::node;
 
 /// Where a host that serves shows it; `None`: nowhere.
 pub(crate) async fn place(config: &Config) -> Result<Option<Place>, ErrorReport> {
@@ -66,6 +69,20 @@ pub(crate) fn of_batch(max_sandboxes: usize) -> Arc<Metrics> {
         max_sandboxes,
         acceptable_wait: Duration::MAX,
     }))
+}
+
+/// Where a host that serves sends the traces of its jobs, and what sends them; `None`: nowhere.
+pub(crate) fn traces(
+    config: &Config,
+    metrics: Option<Arc<Metrics>>,
+) -> Result<Option<(Arc<Traces>, Sending)>, ErrorReport> {
+    let cannot = |why| {
+        let hint = "see [traces] in the configuration; without traces.endpoint there are none";
+        ErrorReport::new("traces cannot be sent", why, hint)
+    };
+    let settings = config.traces.settings(node::host_name(), env!("CARGO_PKG_VERSION").to_owned());
+    let settings = settings.map_err(|error| cannot(causes(&error)))?;
+    settings.map(|settings| Traces::open(settings, metrics)).transpose().map_err(cannot)
 }
 
 /// The image's name without its digest.

@@ -10,6 +10,7 @@ mod pool;
 mod selftest;
 mod services;
 mod tenants;
+mod traces;
 mod vm;
 
 use std::{
@@ -31,6 +32,7 @@ pub use self::{
     selftest::SelftestPart,
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
+    traces::TracesPart,
     vm::{AccelWord, EngineWord, VmPart},
 };
 use crate::{key::is_name, policy::Policies, queue::AmqpTenant};
@@ -49,6 +51,8 @@ pub struct Config {
     pub artifacts: Option<ArtifactsPart>,
     /// Where numbers and health are shown.
     pub metrics: MetricsPart,
+    /// Where traces of jobs go.
+    pub traces: TracesPart,
     /// When the host attacks its own sandboxes.
     pub selftest: SelftestPart,
     /// How many sandboxes there are.
@@ -127,6 +131,7 @@ impl Config {
             artifacts.check()?;
         }
         self.metrics.check()?;
+        self.traces.check()?;
         self.selftest.check()?;
         self.pool.check(&self.classes)?;
         self.docker.check()?;

@@ -13,6 +13,7 @@
 //! - [`control`]: how other processes ask a live one.
 //! - [`live`]: what goes on, and why what waits does.
 //! - [`metrics`] and [`web`]: what is counted, and where it is shown.
+//! - [`traces`]: each job's way, for a collector.
 
 mod admit;
 mod artifacts;
@@ -39,6 +40,7 @@ mod service;
 mod stop;
 mod store;
 mod tally;
+pub mod traces;
 mod ward;
 pub mod web;
 

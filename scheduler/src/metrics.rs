@@ -121,6 +121,11 @@ impl Metrics {
         self.families.selftest_last_run.with_label_values(&[] as &[&str]).set(unix_time());
     }
 
+    /// So many spans were sent to the collector, or dropped.
+    pub(crate) fn spans(&self, result: &str, spans: usize) {
+        self.families.trace_spans.with_label_values(&[result]).inc_by(spans as f64);
+    }
+
     /// The tiers of which jobs are run.
     #[must_use]
     pub fn tiers(&self) -> &[Tier] {

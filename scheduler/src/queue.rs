@@ -16,7 +16,10 @@ use pool::{Tier, Want};
 use thiserror::Error;
 use worker::{ErrorReport, Job, JobResult, Outcome};
 
-use crate::key::{BodyDigest, JobKey};
+use crate::{
+    key::{BodyDigest, JobKey},
+    traces::TraceParent,
+};
 
 /// A source of jobs.
 pub trait Queue: Send + Sync + 'static {
@@ -26,6 +29,11 @@ pub trait Queue: Send + Sync + 'static {
     /// The next job, for a slot that is free now. Waits while there is none and more may come. `None`: none will
     /// come any more. Cancel safe.
     fn pull(&self) -> impl Future<Output = Result<Option<Pulled<Self::Delivery>>, QueueError>> + Send;
+
+    /// The trace of which the job is a part, by what its sender said.
+    fn traceparent(&self, _: &Self::Delivery) -> Option<TraceParent> {
+        None
+    }
 
     /// The job is about to run, for so long at most. Until it is given back, it must come back if this process dies and
     /// must not if it lives.

@@ -23,6 +23,7 @@ use crate::{
     runner::Runner,
     stop::{Stop, Stopper},
     store::redis::{HostFacts, RedisStore},
+    traces::{Traced, Traces},
     ward::Resting,
     web::{Place, Web},
 };
@@ -33,7 +34,7 @@ const BURIALS: Duration = Duration::from_secs(1);
 /// How often artifacts that are past their time are looked for.
 const SWEEPS: Duration = Duration::from_secs(60 * 60);
 
-type Engine<Q> = Dispatcher<Metered<Q>, Metered<RedisStore>, Metered<Shown>>;
+type Engine<Q> = Dispatcher<Metered<Traced<Q>>, Metered<RedisStore>, Metered<Traced<Shown>>>;
 
 /// A host at work.
 #[derive(Debug)]
@@ -96,16 +97,18 @@ impl Runner for Shown {
 
 impl<Q: Queue> Service<Q> {
     /// A host with `slots` jobs at once. The store is that of the worker's pool's instance. Without an artifact store the
-    /// files that jobs leave are listed and not kept; without metrics nothing is counted.
+    /// files that jobs leave are listed and not kept; without metrics nothing is counted, without traces nothing is
+    /// traced.
     #[must_use]
     pub fn new(
         queue: Q,
         (store, artifacts): (RedisStore, Option<ArtifactStore>),
         worker: Worker,
         (policies, slots): (Policies, usize),
-        metrics: Option<Arc<Metrics>>,
+        (metrics, traces): (Option<Arc<Metrics>>, Option<Arc<Traces>>),
     ) -> Self {
         let shown = Shown { worker, store: store.clone(), artifacts };
+        let (queue, shown) = (Traced::new(queue, traces.clone()), Traced::new(shown, traces));
         let queue = Metered::new(queue, metrics.clone());
         let (store, shown) = (Metered::new(store, metrics.clone()), Metered::new(shown, metrics));
         let engine = Dispatcher::new(queue, store, shown, policies, slots).that_rests().that_tells_first();
@@ -169,7 +172,7 @@ impl<Q: Queue> Service<Q> {
         self.engine.store().close().await;
         let (queue, store, shown) = Arc::into_inner(self.engine)?.into_parts();
         drop(store);
-        Some((queue.into_inner(), shown.into_inner().worker))
+        Some((queue.into_inner().into_inner(), shown.into_inner().into_inner().worker))
     }
 }
 

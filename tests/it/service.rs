@@ -14,6 +14,7 @@ mod producers;
 mod settings;
 mod share;
 mod strays;
+mod traces;
 mod unable;
 
 use lapin::{

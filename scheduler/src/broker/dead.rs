@@ -19,7 +19,10 @@ use super::{
     properties::{header, with_text},
     settings::Settings,
 };
-use crate::key::{JobKey, is_name};
+use crate::{
+    key::{JobKey, is_name},
+    traces::TraceParent,
+};
 
 /// The dead letters of a broker.
 pub struct DeadLetters {
@@ -174,8 +177,10 @@ impl DeadLetters {
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
             .with_timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
-        if let Some(trace) = header(&delivery.properties, "traceparent") {
-            properties = with_text(properties, "traceparent", trace);
+        if let Some(trace) = header(&delivery.properties, "traceparent")
+            .and_then(|parent| TraceParent::read(parent, header(&delivery.properties, "tracestate")))
+        {
+            properties = with_text(properties, "traceparent", &trace.header());
         }
         let body = renamed(&dead.body, as_id);
         let channel = self.connected.confirming().await?;

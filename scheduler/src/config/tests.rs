@@ -46,6 +46,8 @@ fn every_default_that_the_example_shows_is_the_default() {
     );
     assert_eq!(shown.metrics.token_file.take(), Some(PathBuf::from("/etc/mayfly/metrics.token")));
     assert_eq!(shown.docker.runtime.take().as_deref(), Some("runc"));
+    assert_eq!(shown.traces.endpoint.take().as_deref(), Some("http://127.0.0.1:4318/v1/traces"));
+    assert_eq!(shown.traces.headers_file.take(), Some(PathBuf::from("/etc/mayfly/traces.headers")));
     // Shown as examples: their defaults are found and not written.
     assert!(
         shown.vm.kernel.take().is_some()
@@ -82,6 +84,9 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("[serve]\nslots = 0", &["serve.slots", "from 1 to 1024"]),
         ("[serve]\ntiers = []", &["serve.tiers", "no job can run"]),
         ("[serve]\ntiers = ['jail']", &["line 2", "jail"]),
+        ("[traces]\nendpoint = 'localhost:4318'", &["traces.endpoint", "no address of a collector"]),
+        ("[traces]\nendpoint = 'http://me:secret@host/'", &["traces.endpoint", "headers_file"]),
+        ("[traces]\nshare = 1.5", &["traces.share", "from 0 to 1"]),
         ("[pool]\nmax_instances = 0", &["pool.max_instances", "no job can run"]),
         ("[pool]\nready_ttl = '0s'", &["pool.ready_ttl", "no time at all"]),
         ("[pool]\nready_ttl = 'soon'", &["line 2", "ready_ttl"]),

@@ -152,6 +152,9 @@ families! {
     store_calls: Counter "store_operations_total" [StoreCall, Answer] "What was asked of the store, and whether it was done.";
     store_call: Seconds "store_operation_duration_seconds" [] "How long the store took.";
 
+    // Traces.
+    trace_spans: Counter "trace_spans_total" [Sent] "Spans of jobs that have their result: those that the collector took (sent), and those that it did not or for which it was too slow (dropped).";
+
     // The process.
     ready: Gauge "ready" [] "1 while /readyz says so.";
     stopping: Gauge "stopping" [] "1 once the process takes no more jobs.";

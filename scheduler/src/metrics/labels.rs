@@ -32,6 +32,7 @@ pub(crate) enum Label {
     QueueCall,
     StoreCall,
     Answer,
+    Sent,
     Accelerator,
     Tenant,
     Image,
@@ -64,7 +65,7 @@ impl Label {
             Self::Phase => "phase",
             Self::Class => "class",
             Self::State => "state",
-            Self::Making | Self::Answer => "result",
+            Self::Making | Self::Answer | Self::Sent => "result",
             Self::Ending => "how",
             Self::Leftover => "kind",
             Self::Resource => "resource",
@@ -125,6 +126,7 @@ impl Label {
             Self::QueueCall => &["pull", "answer", "ack", "requeue"],
             Self::StoreCall => &["begin", "release", "finish"],
             Self::Answer => &["ok", "error"],
+            Self::Sent => &["sent", "dropped"],
             Self::Accelerator => &["kvm", "tcg"],
             Self::Verdict => {
                 &["blocked", "contained", "not_applicable", "residual", "unverified", "void", "exposed"]

@@ -15,6 +15,7 @@ use crate::{
     queue::{Backlog, Keeping, Pulled, Queue, QueueError, Requeue, Waiting},
     runner::Runner,
     store::{Attempt, Begun, Cancelling, Ended, Finished, JobState, Store, StoreError},
+    traces::TraceParent,
 };
 
 const NONE: &[&str] = &[];
@@ -71,6 +72,10 @@ impl<Q: Queue> Queue for Metered<Q> {
             metrics.pulled(&pulled.key.tenant, tier, pulled.queued);
         }
         pulled
+    }
+
+    fn traceparent(&self, delivery: &Q::Delivery) -> Option<TraceParent> {
+        self.inner.traceparent(delivery)
     }
 
     async fn keep(&self, delivery: &mut Q::Delivery, run: Duration) -> Keeping {

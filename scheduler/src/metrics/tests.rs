@@ -129,6 +129,8 @@ async fn every_family_is_moved_by_what_it_counts_and_by_nothing_else() {
         ("mayfly_selftest_probes{tier=\"chroot\",verdict=\"exposed\"}", 1.0),
         ("mayfly_selftest_last_run_timestamp_seconds", SOME),
     ]);
+    metrics.spans("dropped", 6);
+    watch.moved(&[("mayfly_trace_spans_total{result=\"dropped\"}", 6.0)]);
     queue_moves(&mut watch).await;
     runner_moves(&mut watch).await;
     store_moves(&mut watch).await;

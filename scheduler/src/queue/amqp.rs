@@ -47,6 +47,7 @@ use crate::{
     broker::{Health, Settings, TenantLanes, Topology, link::Link},
     failpoint,
     store::redis::RedisStore,
+    traces::TraceParent,
 };
 
 /// What a host takes from the broker.
@@ -193,6 +194,10 @@ impl Queue for AmqpQueue {
         let ended = || QueueError::Failed("the queue was closed".into());
         self.asks.send(tell).map_err(|_| ended())?;
         told.await.map_err(|_| ended())
+    }
+
+    fn traceparent(&self, delivery: &AmqpDelivery) -> Option<TraceParent> {
+        decode::trace(&delivery.message.properties)
     }
 
     async fn keep(&self, delivery: &mut AmqpDelivery, run: Duration) -> Keeping {

@@ -21,13 +21,14 @@ use crate::harness::{Cluster, Host, Node, eventually, script};
 
 /// Families that nothing moves here: it cannot happen (a reuse), happens only where there is a daemon or a machine, or
 /// would harm others' tests. The unit test of `scheduler/src/metrics/tests.rs` moves them all the same.
-const RARE: [&str; 7] = [
+const RARE: [&str; 8] = [
     "mayfly_broker_blocked",
     "mayfly_docker_runtime_below_floor",
     "mayfly_pool_waiting_jobs",
     "mayfly_reaper_failures_total",
     "mayfly_sandbox_reused_total",
     "mayfly_stale_results_refused_total",
+    "mayfly_trace_spans_total",
     "mayfly_vm_accelerator",
 ];
 

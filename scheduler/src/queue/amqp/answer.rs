@@ -185,8 +185,11 @@ fn properties(delivery: &AmqpDelivery, result: &JobResult, epoch: u64) -> BasicP
     ];
     let properties =
         told.into_iter().fold(properties, |properties, (name, text)| with_text(properties, name, text));
-    match trace(was) {
-        Some(trace) => with_text(properties, "traceparent", first(trace, 200)),
+    // Whoever hears it goes on with the producer's trace.
+    let Some(trace) = trace(was) else { return properties };
+    let properties = with_text(properties, "traceparent", &trace.header());
+    match trace.state() {
+        Some(state) => with_text(properties, "tracestate", state),
         None => properties,
     }
 }

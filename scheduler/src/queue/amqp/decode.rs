@@ -19,6 +19,7 @@ use crate::{
     },
     key::{BodyDigest, JobKey, is_name},
     queue::NoJob,
+    traces::TraceParent,
 };
 
 /// A job whose way cannot be told has this tenant: nobody can be called so.
@@ -242,9 +243,9 @@ pub(crate) fn correlation(properties: &BasicProperties, id: &str) -> String {
     properties.correlation_id().as_ref().map_or_else(|| id.to_owned(), |id| id.as_str().to_owned())
 }
 
-/// A header that travels with the job and is none of ours.
-pub(crate) fn trace(properties: &BasicProperties) -> Option<&str> {
-    header(properties, "traceparent")
+/// The trace of which the job is a part, if its sender named one.
+pub(crate) fn trace(properties: &BasicProperties) -> Option<TraceParent> {
+    TraceParent::read(header(properties, "traceparent")?, header(properties, "tracestate"))
 }
 
 #[cfg(test)]

@@ -172,3 +172,21 @@ fn a_deadline_travels_with_the_job() {
     assert!(refused(&from_lane(JOB, moved)).contains("deadline passed"));
     assert_eq!(deadline(&named("a")), None);
 }
+
+#[test]
+fn a_trace_is_read_from_a_long_and_from_a_short_string_and_from_nothing_else() {
+    let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let read = |value| trace(&with_header(BasicProperties::default(), "traceparent", value));
+    for value in [AMQPValue::LongString(text.into()), AMQPValue::ShortString(text.into())] {
+        assert_eq!(read(value).unwrap().header(), text);
+    }
+    let hostile = format!("{text}\r\nx: y");
+    for value in [
+        AMQPValue::LongString(hostile.into()),
+        AMQPValue::LongString(b"\xff\xfe".to_vec().into()),
+        AMQPValue::LongLongInt(1),
+        AMQPValue::Void,
+    ] {
+        assert_eq!(read(value), None);
+    }
+}
