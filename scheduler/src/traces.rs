@@ -93,6 +93,7 @@ impl Traces {
 
     /// Sends them by and by, or leaves them out.
     fn send(&self, spans: Vec<Span>) {
+        self.left_out.waits(spans.len());
         if let Err(error) = self.sender.try_send(spans) {
             self.left_out.full(error.into_inner().len());
         }

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,7 +24,10 @@ const GATHER: Duration = Duration::from_secs(1);
 
 /// What sends them, until all that were taken are sent and the last [`Traces`](super::Traces) is gone.
 #[derive(Debug)]
-pub struct Sending(JoinHandle<()>);
+pub struct Sending {
+    task: JoinHandle<()>,
+    left_out: Arc<LeftOut>,
+}
 
 impl Sending {
     pub(super) fn begin(
@@ -32,14 +35,21 @@ impl Sending {
         taken: mpsc::Receiver<Vec<Span>>,
         left_out: Arc<LeftOut>,
     ) -> Self {
-        Self(tokio::spawn(send(collector, taken, left_out)))
+        Self { task: tokio::spawn(send(collector, taken, Arc::clone(&left_out))), left_out }
     }
 
     /// Waits for the last of them, for so long at most.
     pub async fn end(mut self, within: Duration) {
-        if timeout(within, &mut self.0).await.is_err() {
-            tracing::warn!(?within, "the collector did not take the last spans in time: they are left out");
-            self.0.abort();
+        if timeout(within, &mut self.task).await.is_err() {
+            self.task.abort();
+            // Until then it counts what it sends.
+            let _ = self.task.await;
+            let spans = self.left_out.rest();
+            tracing::warn!(
+                spans,
+                ?within,
+                "the collector did not take the last spans in time: they are left out"
+            );
         }
     }
 }
@@ -49,14 +59,29 @@ impl Sending {
 pub(super) struct LeftOut {
     metrics: Option<Arc<Metrics>>,
     said: AtomicBool,
+    /// Spans that are neither sent nor left out yet.
+    waiting: AtomicUsize,
 }
 
 impl LeftOut {
     pub(super) fn new(metrics: Option<Arc<Metrics>>) -> Self {
-        Self { metrics, said: AtomicBool::new(false) }
+        Self { metrics, said: AtomicBool::new(false), waiting: AtomicUsize::new(0) }
+    }
+
+    /// They are to be sent.
+    pub(super) fn waits(&self, spans: usize) {
+        self.waiting.fetch_add(spans, Ordering::Relaxed);
+    }
+
+    /// All that still wait are left out.
+    fn rest(&self) -> usize {
+        let spans = self.waiting.load(Ordering::Relaxed);
+        self.count("dropped", spans);
+        spans
     }
 
     fn count(&self, result: &str, spans: usize) {
+        self.waiting.fetch_sub(spans, Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             metrics.spans(result, spans);
         }

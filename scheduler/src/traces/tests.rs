@@ -212,6 +212,22 @@ async fn a_collector_that_takes_none_costs_spans_and_nothing_else() {
     }
 }
 
+#[tokio::test]
+async fn what_the_collector_has_not_taken_at_the_end_is_counted() {
+    // It accepts, and nobody answers.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+    let metrics = Arc::new(Metrics::new(Known::default()));
+    let (host, version) = ("here".to_owned(), "1".to_owned());
+    let settings = TraceSettings { endpoint, headers: TraceHeaders::default(), share: 1.0, host, version };
+    let (traces, sending) = Traces::open(settings, Some(Arc::clone(&metrics))).unwrap();
+    carry_out(&traces, None, 1).await;
+    drop(traces);
+    sending.end(Duration::ZERO).await;
+    let text = metrics.text(None);
+    assert!(text.contains("mayfly_trace_spans_total{result=\"dropped\"} 6"), "{text}");
+}
+
 #[test]
 fn headers_are_read_line_by_line_and_not_shown() {
     let headers = TraceHeaders::read("Authorization: Bearer secret\n\nX-Scope: 1\n").unwrap();
