@@ -21,7 +21,10 @@ use servers::{RabbitMq, Redis, Version, free_port, get};
 use tokio::task::JoinSet;
 use worker::Outcome;
 
-use super::{flood, send_many};
+use super::{
+    flood, send_many,
+    traces::{Collector, Does},
+};
 use crate::harness::{Cluster, HEARD, Host, Node, Tier, eventually, ready, script, submission};
 
 /// The bars, for a release build on two cores that nobody else uses.
@@ -41,11 +44,16 @@ const LOOKS: usize = 10;
 /// Jobs of each of two tenants that three hosts share.
 const EACH: usize = 450;
 
-/// Pairs of batches without and with metrics, and the jobs of each.
+/// Pairs of batches and of hosts, without and with what is measured, and the jobs of each.
 const PAIRS: usize = 7;
 const JOBS_OF_A_BATCH: usize = 2000;
+const JOBS_OF_A_HOST: usize = 2000;
 /// What metrics may cost, in percent of the jobs a second.
 const METRICS_COST: f64 = 3.0;
+
+/// Producers of a sustained load, and the jobs of each that are under way at once.
+const PRODUCERS: usize = 4;
+const UNDER_WAY: usize = 32;
 
 /// Collects what misses its bar, so that all is measured before any of it fails.
 #[derive(Default)]
@@ -129,47 +137,50 @@ fn ms(time: Duration) -> f64 {
 
 /// Producers that always have some jobs under way.
 fn sustained(cluster: &Cluster, bars: &mut Bars) {
-    const PRODUCERS: usize = 4;
-    const JOBS: usize = 750;
-    const UNDER_WAY: usize = 32;
     let mut host = cluster.host();
-    let send = |from: usize, producers: Vec<Producer>, each: usize| {
-        let body: Arc<str> = trivial().into();
-        let work = producers.into_iter().enumerate().map(|(number, producer)| {
-            let body = Arc::clone(&body);
-            async move {
-                let mut waiting = JoinSet::new();
-                for job in 0..each {
-                    while waiting.len() >= UNDER_WAY {
-                        waiting.join_next().await.unwrap().unwrap();
-                    }
-                    let id = format!("many-{from}-{number}-{job}");
-                    let sent = producer.submit(submission(&id, &*body)).await.unwrap();
-                    waiting.spawn(async move {
-                        let result = sent.result().await.unwrap().result.unwrap();
-                        assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
-                    });
-                }
-                while waiting.join_next().await.is_some() {}
-            }
-        });
-        cluster.wait(async {
-            let mut all = JoinSet::new();
-            work.for_each(|work| drop(all.spawn(work)));
-            while let Some(ended) = all.join_next().await {
-                ended.unwrap();
-            }
-        });
-    };
-    let producers = || (0..PRODUCERS).map(|_| cluster.producer(ReplyBy::Direct)).collect::<Vec<_>>();
-    send(0, producers(), 50);
-    let (ready, began) = (producers(), Instant::now());
-    send(1, ready, JOBS);
-    let rate = (PRODUCERS * JOBS) as f64 / began.elapsed().as_secs_f64();
+    let rate = rate_of_host(cluster, "many", 750);
     let what = format!("sustained, {PRODUCERS} producers, one host of {} slots", cluster.slots);
     bars.figure(&what, &format!("{rate:.0} jobs/s"), "at least 150 jobs/s", rate >= SUSTAINED);
     host.stop().code(0);
     host.check();
+}
+
+/// Jobs a second, after some to warm it up, with so many of each producer.
+fn rate_of_host(cluster: &Cluster, name: &str, each: usize) -> f64 {
+    let producers = || (0..PRODUCERS).map(|_| cluster.producer(ReplyBy::Direct)).collect::<Vec<_>>();
+    keep_under_way(cluster, &format!("{name}-warm-up"), producers(), 50);
+    let (ready, began) = (producers(), Instant::now());
+    keep_under_way(cluster, name, ready, each);
+    (PRODUCERS * each) as f64 / began.elapsed().as_secs_f64()
+}
+
+fn keep_under_way(cluster: &Cluster, name: &str, producers: Vec<Producer>, each: usize) {
+    let body: Arc<str> = trivial().into();
+    let work = producers.into_iter().enumerate().map(|(number, producer)| {
+        let (body, name) = (Arc::clone(&body), name.to_owned());
+        async move {
+            let mut waiting = JoinSet::new();
+            for job in 0..each {
+                while waiting.len() >= UNDER_WAY {
+                    waiting.join_next().await.unwrap().unwrap();
+                }
+                let sent = producer.submit(submission(&format!("{name}-{number}-{job}"), &*body));
+                let sent = sent.await.unwrap();
+                waiting.spawn(async move {
+                    let result = sent.result().await.unwrap().result.unwrap();
+                    assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
+                });
+            }
+            while waiting.join_next().await.is_some() {}
+        }
+    });
+    cluster.wait(async {
+        let mut all = JoinSet::new();
+        work.for_each(|work| drop(all.spawn(work)));
+        while let Some(ended) = all.join_next().await {
+            ended.unwrap();
+        }
+    });
 }
 
 /// The servers that the other figures are of.
@@ -338,27 +349,39 @@ fn three_hosts_and_one_that_dies() {
 }
 
 /// Jobs a second of one batch, which is looked at each second if it shows metrics.
-fn rate_of_batch(node: &Node, name: &str, metrics: bool) -> f64 {
-    let port = free_port().unwrap();
-    let (jobs, results) = (node.file("jobs.jsonl"), node.file(name));
-    let (jobs, results) = (jobs.to_str().unwrap(), results.to_str().unwrap());
-    let address = format!("127.0.0.1:{port}");
-    let words = ["batch", jobs, "-o", results, "--json", "--metrics", &address];
-    let words = if metrics { &words[..] } else { &words[..5] };
+/// Looks at the metrics there each second, as a Prometheus would more rarely, while something is done.
+fn scraped<T>(port: Option<u16>, act: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while metrics && !over.load(Ordering::SeqCst) {
+            while let Some(port) = port.filter(|_| !over.load(Ordering::SeqCst)) {
                 // Before it is there and after it has gone, nobody answers.
                 let _ = get(port, "/metrics", "");
                 sleep(Duration::from_secs(1));
             }
         });
-        let began = Instant::now();
-        node.mayfly(words.iter().copied()).finish().code(0);
+        let made = act();
         over.store(true, Ordering::SeqCst);
-        JOBS_OF_A_BATCH as f64 / began.elapsed().as_secs_f64()
+        made
     })
+}
+
+/// Says what the second of two costs: `rate` gives the jobs a second without it and with it.
+fn cost(bars: &mut Bars, of: &str, mut rate: impl FnMut(&str, bool) -> f64) {
+    rate("warm-up", true);
+    let mut costs = Vec::new();
+    for pair in 0..PAIRS {
+        // In turns, so that what gets slower by and by counts for both.
+        let order = if pair % 2 == 0 { [false, true] } else { [true, false] };
+        let rates = order.map(|with| (with, rate(&format!("{pair}-{with}"), with)));
+        let of = |wanted| rates.iter().find(|(with, _)| *with == wanted).unwrap().1;
+        costs.push((1.0 - of(true) / of(false)) * 100.0);
+        println!("  pair {pair}: {:.0} jobs/s without, {:.0} with", of(false), of(true));
+    }
+    costs.sort_by(f64::total_cmp);
+    let median = costs[PAIRS / 2];
+    let what = format!("what {of}, median of {PAIRS} pairs");
+    bars.figure(&what, &format!("{median:.1} %"), "less than 3 %", median < METRICS_COST);
 }
 
 #[test]
@@ -367,19 +390,42 @@ fn what_metrics_cost() {
     let (node, mut bars) = (Node::new(), Bars::default());
     let job = json!({ "schema_version": 1, "image": "minimal", "tier": "chroot", "command": ["/bin/true"] });
     node.write("jobs.jsonl", format!("{job}\n").repeat(JOBS_OF_A_BATCH));
-    rate_of_batch(&node, "warm-up", true);
-    let mut costs = Vec::new();
-    for pair in 0..PAIRS {
-        // In turns, so that what gets slower by and by counts for both.
-        let order = if pair % 2 == 0 { [false, true] } else { [true, false] };
-        let rates =
-            order.map(|metrics| (metrics, rate_of_batch(&node, &format!("{pair}-{metrics}"), metrics)));
-        let of = |wanted| rates.iter().find(|(metrics, _)| *metrics == wanted).unwrap().1;
-        costs.push((1.0 - of(true) / of(false)) * 100.0);
-        println!("  pair {pair}: {:.0} jobs/s without metrics, {:.0} with them", of(false), of(true));
-    }
-    costs.sort_by(f64::total_cmp);
-    let median = costs[PAIRS / 2];
-    let what = format!("what metrics cost a batch, median of {PAIRS} pairs");
-    bars.figure(&what, &format!("{median:.1} %"), "less than 3 %", median < METRICS_COST);
+    cost(&mut bars, "metrics cost a batch", |name, metrics| {
+        let port = metrics.then(|| free_port().unwrap());
+        let (jobs, results) = (node.file("jobs.jsonl"), node.file(name));
+        let address = port.map(|port| format!("127.0.0.1:{port}"));
+        let mut words = vec!["batch", jobs.to_str().unwrap(), "-o", results.to_str().unwrap(), "--json"];
+        words.extend(address.iter().flat_map(|address| ["--metrics", address]));
+        let began = Instant::now();
+        scraped(port, || node.mayfly(words).finish().code(0));
+        JOBS_OF_A_BATCH as f64 / began.elapsed().as_secs_f64()
+    });
+}
+
+#[test]
+#[ignore = "it measures: scripts/bench-serve"]
+fn what_metrics_and_traces_cost_a_host() {
+    let Some((broker, mut bars)) = begin("service::bench::what_metrics_and_traces_cost_a_host") else {
+        return;
+    };
+    let cluster = Cluster::over(broker, Redis::start().unwrap(), "");
+    let collector = Collector::start(Does::Forget);
+    cost(&mut bars, "metrics and traces cost a host", |name, watched| {
+        let port = watched.then(|| free_port().unwrap());
+        let change = |text: &str| match port {
+            Some(port) => format!(
+                "{}\n[traces]\nendpoint = '{}'\n",
+                text.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'")),
+                collector.endpoint
+            ),
+            None => text.replace("'127.0.0.1:0'", "'off'"),
+        };
+        let mut host = Cluster::idle_host();
+        cluster.serve_changed(&mut host, change, |it| it);
+        let rate = scraped(port, || rate_of_host(&cluster, name, JOBS_OF_A_HOST / PRODUCERS));
+        host.stop().code(0);
+        host.check();
+        rate
+    });
+    assert!(collector.was_asked(), "no span came");
 }
