@@ -20,6 +20,7 @@ use crate::{
     doctor::{self, DoctorArgs},
     exit,
     image::{self, ImageArgs},
+    log::{self, LogFormat},
     logs::{self, LogsArgs},
     node::{self, Places},
     pool_status::{self, PoolArgs},
@@ -77,7 +78,9 @@ pub(crate) fn main() -> ExitCode {
             return if error.use_stderr() { exit::MAYFLY.into() } else { ExitCode::SUCCESS };
         }
     };
-    log();
+    if let Err(error) = begin_log(&verb) {
+        return failed(&error);
+    }
     match verb {
         Verb::Run(args) => run::run(*args, &places),
         Verb::Batch(args) => batch::run(args, &places),
@@ -132,11 +135,11 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> 
     Cli::try_parse_from(words)
 }
 
-/// Says on stderr what happens inside, for whoever asks: a start without it must not pay for it.
-fn log() {
-    if std::env::var_os("MAYFLY_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_env("MAYFLY_LOG");
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+/// Begins to say what happens inside, to whoever asks; a host that serves says what goes wrong without being asked.
+fn begin_log(verb: &Verb) -> Result<(), ErrorReport> {
+    match verb {
+        Verb::Serve(args) => log::begin(args.log.log_format, Some("warn")),
+        _ => log::begin(LogFormat::Text, None),
     }
 }
 

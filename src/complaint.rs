@@ -4,13 +4,23 @@ use std::io::{self, Write};
 
 use worker::ErrorReport;
 
+use crate::log::{VOICE, is_for_programs};
+
 /// Says what went wrong. Whoever closed stderr does not want to hear it.
 pub(crate) fn complain(report: &ErrorReport) {
     let ErrorReport { what, why, what_to_do } = report;
-    let _ = writeln!(io::stderr(), "mayfly: {what}: {why}\nhint: {what_to_do}");
+    if is_for_programs() {
+        tracing::error!(target: VOICE, why, hint = what_to_do, "{what}");
+    } else {
+        let _ = writeln!(io::stderr(), "mayfly: {what}: {why}\nhint: {what_to_do}");
+    }
 }
 
 /// Says something that is worth knowing.
 pub(crate) fn remark(text: &str) {
-    let _ = writeln!(io::stderr(), "mayfly: {text}");
+    if is_for_programs() {
+        tracing::info!(target: VOICE, "{text}");
+    } else {
+        let _ = writeln!(io::stderr(), "mayfly: {text}");
+    }
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod exit;
 mod get;
 mod image;
+mod log;
 mod logs;
 mod node;
 mod pool_status;

@@ -24,6 +24,7 @@ use worker::{ErrorReport, Settings, Worker, causes};
 
 use crate::{
     complaint::{complain, remark},
+    log::LogArgs,
     node::{self, Places},
     services::{self, carry_out},
     shown,
@@ -39,7 +40,10 @@ const LAST_SPANS: Duration = Duration::from_secs(5);
 /// `mayfly setup` prepares the broker. SIGTERM or Ctrl-C: no new jobs, those that run go on to their end. Once more: those
 /// are ended too. SIGHUP: tenants and their policies are read again.
 #[derive(Debug, Args)]
-pub(crate) struct ServeArgs {}
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
 
 /// Serves, and says how it went.
 pub(crate) fn run(_: &ServeArgs, places: &Places) -> ExitCode {

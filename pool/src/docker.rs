@@ -190,7 +190,7 @@ impl Tier {
         let client = engine::connect(&self.settings).await?;
         let engine = engine::ask(&client, &self.settings).await?;
         if let Some(caveat) = engine.caveat() {
-            tracing::debug!("{caveat}");
+            tracing::debug!(caveat, "the docker daemon has less than it could");
         }
         // Before the first container: whoever finds this process dead looks there.
         leftovers::note(&self.workshop.instance.mark(), &self.settings)?;

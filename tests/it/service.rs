@@ -9,6 +9,7 @@ mod inputs;
 mod jobs;
 mod kills;
 mod live;
+mod logs;
 mod metrics;
 mod producers;
 mod settings;

@@ -191,7 +191,8 @@ async fn supervise<P: Send + Sync + 'static>(
         if sender.is_closed() {
             return;
         }
-        tracing::warn!(purpose, epoch, reason, "not connected to the broker");
+        // Whoever owns the link says it to people.
+        tracing::debug!(purpose, epoch, reason, "not connected to the broker");
         tell(LinkHealth {
             epoch,
             since: Some(SystemTime::now()),

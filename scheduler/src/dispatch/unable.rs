@@ -22,7 +22,7 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
         // What a job asks for beside its tier and image must not make a host look unable.
         let want = Want { limits: Limits::default(), ..want.clone() };
         let Err(report) = self.runner.try_one(&want).await else { return false };
-        tracing::warn!(tier = %want.tier, why = report.why, "no sandbox can be made; the tier rests");
+        tracing::debug!(tier = %want.tier, why = report.why, "no sandbox can be made; the tier rests");
         self.ward.failed(&want, &report);
         self.queue.rest(want.tier, true);
         true

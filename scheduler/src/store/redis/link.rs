@@ -96,7 +96,8 @@ impl Outlook {
                 true
             }
             Health::Unknown | Health::Connected => {
-                tracing::warn!(%reason, "Redis is away: what needs it waits");
+                // Whoever owns the store says it to people.
+                tracing::debug!(%reason, "Redis is away: what needs it waits");
                 *health = Health::Down { since: Instant::now(), reason };
                 true
             }
