@@ -117,7 +117,7 @@ pub(crate) fn on_libvirt(behaviour: fn(&Place)) {
     let node = || libvirtd::shared().map(|daemon| libvirtd::use_by(Node::new(), daemon));
     let ready = || match node() {
         Some(node) => ready_on(&node.mayfly(["doctor", "--json"]).finish().json(), Tier::Vm),
-        None => Err("libvirtd, virsh or tini is not installed".to_owned()),
+        None => Err("libvirtd, virsh, qemu-img or tini is not installed".to_owned()),
     };
     match (READY.get_or_init(ready), node()) {
         (Ok(()), Some(node)) => behaviour(&Place { tier: Tier::Vm, node }),
