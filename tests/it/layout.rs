@@ -1,22 +1,23 @@
-//! The order of the crates, as the design has it: agent ← images ← pool ← worker ← scheduler ← selftest ← mayfly.
+//! The order of the crates, as the design has it: agent ← images ← pool ← egress ← worker ← scheduler ← selftest ← mayfly.
 
 use std::{collections::BTreeMap, process::Command};
 
 use serde_json::Value;
 
 /// Each may depend on those before it, and on none behind it.
-const ORDER: [&str; 8] =
-    ["agent", "images", "libvirt-protocol", "pool", "worker", "scheduler", "selftest", "mayfly"];
+const ORDER: [&str; 9] =
+    ["agent", "images", "libvirt-protocol", "pool", "egress", "worker", "scheduler", "selftest", "mayfly"];
 
 /// Linked into nothing: the servers of the tests, what `images` embeds for the selftest, and the program between mayfly
 /// and libvirt.
 const APART: [&str; 3] = ["servers", "prober", "libvirt-engine"];
 
 /// Crates outside of the workspace that only one place may know, or that one must not: (where, crates).
-const NOT_IN: [(&str, &[&str]); 8] = [
+const NOT_IN: [(&str, &[&str]); 9] = [
     ("agent", &["tokio", "clap", "reqwest", "lapin", "redis", "axum", "bollard", "virt"]),
     ("images", &["tokio", "clap", "lapin", "redis", "axum", "bollard", "virt", "nix"]),
     ("libvirt-engine", &["pool", "tokio", "clap"]),
+    ("egress", &["agent", "pool", "nix", "libc", "rustix", "lapin", "redis", "clap", "prometheus"]),
     ("pool", &["lapin", "redis", "axum", "hyper", "clap", "prometheus", "virt"]),
     (
         "worker",

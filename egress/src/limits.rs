@@ -1,0 +1,190 @@
+//! How much a job may send and receive, alone and together with its tenant's other jobs.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::refusal::Refusal;
+
+/// How far a rate may be run ahead of: what comes in one piece goes in one piece.
+const BURST: Duration = Duration::from_millis(100);
+
+/// What holds for each job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections to outside at once.
+    pub connections: usize,
+    /// Bytes sent and received, together.
+    pub bytes: u64,
+    /// Bytes a second, sent and received together; `None`: as fast as they come.
+    pub rate: Option<u64>,
+}
+
+/// What the jobs of a tenant share on this host.
+#[derive(Debug)]
+pub struct Share {
+    connections: usize,
+    open: AtomicUsize,
+    bucket: Option<Bucket>,
+}
+
+/// Counts for one job.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    limits: Limits,
+    spent: AtomicU64,
+    open: AtomicUsize,
+    bucket: Option<Bucket>,
+    share: Arc<Share>,
+}
+
+/// The right to have one connection open.
+#[derive(Debug)]
+pub(crate) struct Pass(Arc<Meter>);
+
+/// A rate: the moment at which all that was taken so far would have been had at that rate.
+#[derive(Debug)]
+struct Bucket {
+    rate: u64,
+    paid_until: Mutex<Instant>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 128, bytes: 1024 * 1024 * 1024, rate: None }
+    }
+}
+
+impl Share {
+    /// With so many connections at once, and so many bytes a second.
+    #[must_use]
+    pub fn new(connections: usize, rate: Option<u64>) -> Self {
+        Self { connections, open: AtomicUsize::new(0), bucket: rate.map(Bucket::new) }
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::new(1024, None)
+    }
+}
+
+impl PartialEq for Share {
+    /// What is open at the moment makes no difference to what is allowed.
+    fn eq(&self, other: &Self) -> bool {
+        let rate = |share: &Self| share.bucket.as_ref().map(|bucket| bucket.rate);
+        (self.connections, rate(self)) == (other.connections, rate(other))
+    }
+}
+
+impl Eq for Share {}
+
+impl Meter {
+    pub(crate) fn new(limits: Limits, share: Arc<Share>) -> Self {
+        let bucket = limits.rate.map(Bucket::new);
+        Self { limits, spent: AtomicU64::new(0), open: AtomicUsize::new(0), bucket, share }
+    }
+
+    /// Takes a place for one more connection.
+    pub(crate) fn begin(self: &Arc<Self>) -> Result<Pass, Refusal> {
+        if self.spent.load(Ordering::Relaxed) >= self.limits.bytes {
+            return Err(Refusal::Bytes(self.limits.bytes));
+        }
+        if !take_place(&self.open, self.limits.connections) {
+            return Err(Refusal::Connections("the job has as many connections as it may have at once"));
+        }
+        if !take_place(&self.share.open, self.share.connections) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::Connections(
+                "the tenant's jobs have as many connections as they may have at once",
+            ));
+        }
+        Ok(Pass(self.clone()))
+    }
+
+    /// Counts bytes that went over, and says until when to wait before more may.
+    pub(crate) fn spend(&self, bytes: usize) -> Result<Option<Instant>, Refusal> {
+        let bytes = bytes as u64;
+        if self.spent.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limits.bytes {
+            return Err(Refusal::Bytes(self.limits.bytes));
+        }
+        let buckets = [&self.bucket, &self.share.bucket].into_iter().flatten();
+        Ok(buckets.filter_map(|bucket| bucket.take(bytes)).max())
+    }
+}
+
+fn take_place(open: &AtomicUsize, most: usize) -> bool {
+    let taken =
+        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
+    taken.is_ok()
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.share.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Bucket {
+    fn new(rate: u64) -> Self {
+        Self { rate, paid_until: Mutex::new(Instant::now()) }
+    }
+
+    fn take(&self, bytes: u64) -> Option<Instant> {
+        let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        *paid_until = (*paid_until).max(now) + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let free = paid_until.checked_sub(BURST)?;
+        (free > now).then_some(free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(connections: usize, bytes: u64, share: &Arc<Share>) -> Arc<Meter> {
+        Arc::new(Meter::new(Limits { connections, bytes, rate: None }, share.clone()))
+    }
+
+    #[test]
+    fn places_are_given_back_and_a_tenants_jobs_share_theirs() {
+        let share = Arc::new(Share::new(3, None));
+        let (one, other) = (meter(2, 10, &share), meter(2, 10, &share));
+        let (first, second) = (one.begin().unwrap(), one.begin().unwrap());
+        assert!(matches!(one.begin(), Err(Refusal::Connections(why)) if why.starts_with("the job")));
+        let third = other.begin().unwrap();
+        assert!(matches!(other.begin(), Err(Refusal::Connections(why)) if why.starts_with("the tenant")));
+        drop((first, second, third));
+        assert!(other.begin().is_ok(), "and what was refused took no place");
+        assert_eq!(share.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_beyond_the_allowance_is_refused_from_then_on() {
+        let meter = meter(2, 10, &Arc::default());
+        assert_eq!(meter.spend(10), Ok(None));
+        assert_eq!(meter.spend(1), Err(Refusal::Bytes(10)));
+        assert!(matches!(meter.begin(), Err(Refusal::Bytes(10))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_kept_over_time() {
+        let bucket = Bucket::new(1000);
+        let began = Instant::now();
+        for _ in 0..20 {
+            if let Some(free) = bucket.take(100) {
+                tokio::time::sleep_until(free).await;
+            }
+        }
+        let took = began.elapsed();
+        assert!((1.8..=2.0).contains(&took.as_secs_f64()), "2000 bytes at 1000 a second took {took:?}");
+    }
+}
