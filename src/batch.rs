@@ -21,7 +21,7 @@ use std::{
 use clap::Args;
 use pool::{Pool, PoolConfig, Tier};
 use scheduler::{
-    Batch, BatchError, Defaults, JournalError, Plan, Policy, Running, Stage, Stop, Stopper,
+    Batch, BatchError, Defaults, JournalError, Plan, Running, Stage, Stop, Stopper,
     control::{self, Identity},
     live::Sight,
     stop,
@@ -148,7 +148,7 @@ impl BatchArgs {
             jobs: self.jobs,
             resume: self.resume,
             defaults: Defaults { tier, image: self.image, tenant },
-            policy: Policy::default(),
+            policies: places.config()?.own_policies().map_err(|error| node::bad_config(&error))?,
             slots: self.slots.map_or(at_once, usize::from),
         };
         Ok((plan, service))

@@ -45,13 +45,7 @@ impl Places {
             None if Path::new(CONFIG).exists() => Config::load(Path::new(CONFIG)),
             None => Ok(Config::default()),
         };
-        read.map_err(|error| {
-            let hint = match &error {
-                ConfigError::Read { .. } => "name the file by --config or MAYFLY_CONFIG",
-                _ => "the annotated example, deploy/mayfly.toml, shows every setting",
-            };
-            ErrorReport::new("the configuration cannot be used", causes(&error), hint)
-        })
+        read.map_err(|error| bad_config(&error))
     }
 
     /// The pool of this node.
@@ -68,6 +62,15 @@ impl Places {
             classes: config.shapes(),
         }
     }
+}
+
+/// Says what is wrong with the configuration.
+pub(crate) fn bad_config(error: &ConfigError) -> ErrorReport {
+    let hint = match error {
+        ConfigError::Read { .. } => "name the file by --config or MAYFLY_CONFIG",
+        _ => "the annotated example, deploy/mayfly.toml, shows every setting",
+    };
+    ErrorReport::new("the configuration cannot be used", causes(error), hint)
 }
 
 /// This process, as it introduces itself.

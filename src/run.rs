@@ -10,7 +10,7 @@ use std::{
 use bytesize::ByteSize;
 use clap::Args;
 use pool::{OpenError, Pool, Tier};
-use scheduler::{Origin, Policy, admit};
+use scheduler::{Origin, Policy, admit, config::Config};
 use tokio::runtime::{Builder, Runtime};
 use worker::{
     Assignment, Company, ErrorReport, Job, JobLimits, JobResult, Outcome, Settings, Worker, causes,
@@ -20,7 +20,7 @@ use crate::{
     complaint::{complain, remark},
     exit,
     get::{self, Get, LocalFiles},
-    node::Places,
+    node::{self, Places},
     put::{self, Put},
     streams::{Signals, Stdout},
     summary,
@@ -65,6 +65,16 @@ pub(crate) struct RunArgs {
     /// An environment variable. May be repeated.
     #[arg(long, value_parser = variable, value_name = "NAME=VALUE")]
     env: Vec<(String, String)>,
+    /// A host that the command may reach, through its proxy: api.example.com (ports 80 and 443), *.example.com:8443,
+    /// 192.0.2.7:80. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    allow: Vec<String>,
+    /// A tunnel of the configuration that the command may use. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    tunnel: Vec<String>,
+    /// A secret of the configuration (of tenant "local") that the command gets. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    secret: Vec<String>,
     /// Where the command starts [default: the image's own].
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
@@ -91,7 +101,7 @@ pub(crate) struct RunArgs {
 /// Runs the command to its end and says how it ended.
 pub(crate) fn run(args: RunArgs, places: &Places) -> ExitCode {
     let (json, wants_summary) = (args.json, args.summary);
-    let ran = match prepare(args) {
+    let ran = match prepare(args, places) {
         Ok(prepared) => carry_out(prepared, places),
         Err(refused) => Ran::not_at_all(Outcome::Rejected, refused),
     };
@@ -122,6 +132,7 @@ pub(crate) fn run(args: RunArgs, places: &Places) -> ExitCode {
 
 /// A job that may be run, and what goes with it on this host.
 struct Prepared {
+    config: Config,
     job: Assignment,
     artifacts: LocalFiles,
     stdin: bool,
@@ -146,8 +157,10 @@ impl Ran {
 }
 
 /// Everything that can be refused before there is a sandbox.
-fn prepare(args: RunArgs) -> Result<Prepared, ErrorReport> {
+fn prepare(args: RunArgs, places: &Places) -> Result<Prepared, ErrorReport> {
     get::check(&args.get)?;
+    let config = places.config()?;
+    let policy = Policy { egress: Arc::new(rights(&args, &config)?), ..Policy::default() };
     let files = put::files(&args.put)?;
     let (stdin, live) = (args.stdin, !args.json);
     let gets = args.get.clone();
@@ -157,9 +170,22 @@ fn prepare(args: RunArgs) -> Result<Prepared, ErrorReport> {
         attempt: 1,
         queued: Duration::ZERO,
     };
-    let mut job = admit(args.into_job(), origin, &Policy::default()).map_err(|refusal| refusal.report())?;
+    let mut job = admit(args.into_job(), origin, &policy).map_err(|refusal| refusal.report())?;
     job.files.extend(files);
-    Ok(Prepared { job, artifacts: LocalFiles::new(gets), stdin, live })
+    Ok(Prepared { config, job, artifacts: LocalFiles::new(gets), stdin, live })
+}
+
+/// What the command may reach: what whoever calls mayfly says.
+fn rights(args: &RunArgs, config: &Config) -> Result<egress::Rights, ErrorReport> {
+    let rules = args.allow.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(|error| {
+        let error: egress::BadRule = error;
+        ErrorReport::new(
+            "--allow names no host",
+            error.to_string(),
+            "name a host, and a port where it is neither 80 nor 443",
+        )
+    })?;
+    config.own_rights(TENANT, rules, &args.tunnel).map_err(|error| node::bad_config(&error))
 }
 
 impl RunArgs {
@@ -170,6 +196,9 @@ impl RunArgs {
             image: self.image,
             command: self.command,
             env: self.env.into_iter().collect(),
+            allow: self.allow,
+            tunnels: self.tunnel,
+            secrets: self.secret,
             workdir: self.workdir,
             timeout: Some(self.timeout),
             grace: Some(self.grace),
@@ -199,18 +228,14 @@ fn carry_out(prepared: Prepared, places: &Places) -> Ran {
 }
 
 async fn attend(runtime: &Runtime, prepared: Prepared, places: &Places) -> Ran {
-    let Prepared { job, mut artifacts, stdin, live } = prepared;
+    let Prepared { config, job, mut artifacts, stdin, live } = prepared;
     let (ending, cancelled) = worker::cancellation();
     let interrupted_by = Arc::new(OnceLock::new());
     match Signals::catch() {
         Ok(signals) => drop(runtime.spawn(signals.cancel(ending.clone(), interrupted_by.clone()))),
         Err(error) => return Ran::not_at_all(Outcome::InfraError, no_start(&error)),
     }
-    let config = match places.config() {
-        Ok(config) => places.pool(&config),
-        Err(error) => return Ran::not_at_all(Outcome::InfraError, error),
-    };
-    let pool = match Pool::open(&config) {
+    let pool = match Pool::open(&places.pool(&config)) {
         Ok(pool) => pool,
         Err(error) => return Ran::not_at_all(Outcome::InfraError, no_pool(&error)),
     };

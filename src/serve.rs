@@ -87,7 +87,7 @@ async fn attend(places: &Places) -> Result<ExitCode, ErrorReport> {
     let (slots, metrics_of_selftest) = (config.serve.slots, metrics.clone());
     let worker = Worker::new(pool, Settings::default());
     let artifacts = services::artifacts(&config, places)?;
-    let rights = (config.policies(), slots);
+    let rights = (config.policies().map_err(|error| node::bad_config(&error))?, slots);
     let (traces, sending) = shown::traces(&config, metrics.clone())?.unzip();
     let watched = (metrics.clone(), traces);
     let service = Arc::new(Service::new(queue, (store, artifacts), worker, rights, watched));
@@ -199,9 +199,12 @@ async fn heed(mut signals: Signals, stopper: Stopper, service: Arc<Service<AmqpQ
     const SIGHUP: u8 = 1;
     loop {
         if signals.next().await == SIGHUP {
-            match places.config() {
-                Ok(config) => {
-                    service.set_policies(config.policies());
+            let policies = places
+                .config()
+                .and_then(|config| config.policies().map_err(|error| node::bad_config(&error)));
+            match policies {
+                Ok(policies) => {
+                    service.set_policies(policies);
                     remark(
                         "the tenants' policies are as the configuration says now; the rest takes a restart",
                     );

@@ -20,7 +20,7 @@ use worker::{ErrorReport, Job, JobResult, causes};
 use crate::{
     complaint::remark,
     exit,
-    node::Places,
+    node::{self, Places},
     services::{self, carry_out, no_broker},
 };
 
@@ -55,7 +55,8 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
     let tenant = tenant(args.tenant, &config)?;
     let body = read(&args.file)?;
     let job = parse(&body)?;
-    let tier = config.policies().of(&tenant).tier(job.tier, job.trust);
+    let tier =
+        config.policies().map_err(|error| node::bad_config(&error))?.of(&tenant).tier(job.tier, job.trust);
     let replies = if args.wait { ReplyBy::Direct } else { ReplyBy::Nothing };
     let producer = Producer::connect(&services::broker(&config)?, &tenant, replies)
         .await

@@ -14,12 +14,15 @@ use std::{
 };
 
 use agent::{
-    codec::{CodecError, Decoder, Frame, MAX_CHUNK, StreamId},
-    flow::{FlowError, ReceiveWindow, SendWindow},
+    codec::{CodecError, Decoder, FIRST_AGENT_STREAM, Frame, MAX_CHUNK, StreamId},
+    flow::{FlowError, MAX_TUNNELS, ReceiveWindow, SendWindow},
     message::{ToAgent, ToHost},
 };
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that wait to be written above which nobody should add more.
+const ROOM: usize = 4 * MAX_CHUNK;
 
 /// Why the conversation with an agent is over. After any of these the sandbox is lost.
 #[derive(Debug, Error)]
@@ -44,6 +47,9 @@ pub enum ChannelError {
     /// The agent spoke on a stream that is not open in that direction.
     #[error("the sandbox spoke on stream {0}, which is not open")]
     UnknownStream(StreamId),
+    /// The agent opened a tunnel that it may not.
+    #[error("the sandbox opened tunnel {0}, which it may not")]
+    Tunnel(StreamId),
 }
 
 /// The host's end of the stream to an agent.
@@ -57,6 +63,8 @@ pub struct Channel {
     inbox: Box<[u8]>,
     sending: HashMap<StreamId, SendWindow>,
     receiving: HashMap<StreamId, ReceiveWindow>,
+    /// Whether the agent may open streams.
+    listens: bool,
 }
 
 impl std::fmt::Debug for Channel {
@@ -84,6 +92,7 @@ impl Channel {
             inbox: vec![0; MAX_CHUNK].into_boxed_slice(),
             sending: HashMap::new(),
             receiving: HashMap::new(),
+            listens: false,
         }
     }
 
@@ -96,10 +105,13 @@ impl Channel {
                 }
                 self.receiving.insert(stream + 1, ReceiveWindow::default());
                 self.receiving.insert(stream + 2, ReceiveWindow::default());
+                self.listens = !run.listen.is_empty();
             }
             ToAgent::Put(_) => drop(self.sending.insert(stream, SendWindow::default())),
             ToAgent::Get(_) => drop(self.receiving.insert(stream, ReceiveWindow::default())),
             ToAgent::End => drop(self.sending.remove(&stream)),
+            // What still comes is for nobody, but it comes until the agent has said its own last word.
+            ToAgent::Reset if stream >= FIRST_AGENT_STREAM => drop(self.sending.remove(&stream)),
             ToAgent::Data(bytes) => match self.sending.get_mut(&stream) {
                 Some(window) => window.consume(bytes.len()),
                 // The agent reset the stream while the bytes were being read: nobody wants them.
@@ -116,6 +128,23 @@ impl Channel {
     #[must_use]
     pub fn may_send(&self, stream: StreamId) -> Option<usize> {
         self.sending.get(&stream).map(|window| window.available().min(MAX_CHUNK))
+    }
+
+    /// Whether what waits to be written is little enough to add to it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.outbox.len() - self.written < ROOM
+    }
+
+    /// Lets the agent have `more` bytes of a tunnel under way than it may in the beginning.
+    pub fn widen(&mut self, stream: StreamId, more: u32) -> Result<(), ChannelError> {
+        match self.receiving.get_mut(&stream) {
+            Some(window) => {
+                window.widen(more);
+                self.send(stream, ToAgent::Credit(more))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Notes that `len` bytes of `stream` were taken, so that the agent may send as many again.
@@ -180,6 +209,9 @@ impl Channel {
     /// Checks a frame against the streams that are open; swallows credit.
     fn settle(&mut self, frame: Frame<ToHost>) -> Result<Option<Frame<ToHost>>, ChannelError> {
         let stream = frame.stream;
+        if stream >= FIRST_AGENT_STREAM && !self.listens {
+            return Err(ChannelError::UnknownStream(stream));
+        }
         match &frame.message {
             ToHost::Credit(more) => {
                 // A grant may cross the host's own End on the way.
@@ -195,6 +227,13 @@ impl Channel {
             ToHost::End | ToHost::GetDone(_) => {
                 self.receiving.remove(&stream).ok_or(ChannelError::UnknownStream(stream))?;
             }
+            ToHost::Tunnel(_) => self.open(stream)?,
+            ToHost::Reset if stream >= FIRST_AGENT_STREAM => {
+                // Both may have ended, and this was under way. Otherwise the host's last word is still owed.
+                let owed = self.sending.contains_key(&stream);
+                let open = self.receiving.remove(&stream).is_some();
+                return Ok((open || owed).then_some(frame));
+            }
             ToHost::Reset | ToHost::PutDone(_) => drop(self.sending.remove(&stream)),
             ToHost::Ready(_)
             | ToHost::Resumed(_)
@@ -205,5 +244,19 @@ impl Channel {
             | ToHost::Skipped(_) => {}
         }
         Ok(Some(frame))
+    }
+
+    /// Opens a stream that the agent has chosen.
+    fn open(&mut self, stream: StreamId) -> Result<(), ChannelError> {
+        // Whichever end has still to say its last word, it is open.
+        let sending = self.sending.keys().filter(|stream| !self.receiving.contains_key(stream));
+        let open = sending.chain(self.receiving.keys()).filter(|stream| **stream >= FIRST_AGENT_STREAM);
+        let known = self.sending.contains_key(&stream) || self.receiving.contains_key(&stream);
+        if known || stream < FIRST_AGENT_STREAM || open.count() >= MAX_TUNNELS {
+            return Err(ChannelError::Tunnel(stream));
+        }
+        self.sending.insert(stream, SendWindow::of_tunnel());
+        self.receiving.insert(stream, ReceiveWindow::of_tunnel());
+        Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! Admission: a job as its author wrote it becomes an [`Assignment`], or is refused with the field, the reason
 //! and what to do. Pure: no file, no clock, no pool.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use egress::Ask;
 use images::ImageRef;
 use pool::{LimitError, Limits, Want};
 use thiserror::Error;
@@ -53,16 +54,6 @@ pub enum Refusal {
     /// Within these limits no sandbox can start.
     #[error("limits: {0}")]
     Limits(#[from] LimitError),
-    /// Something that this version cannot do yet.
-    #[error("{field}: {reason}")]
-    NotYet {
-        /// Which field.
-        field: &'static str,
-        /// What cannot be done.
-        reason: &'static str,
-        /// What to do instead.
-        hint: &'static str,
-    },
 }
 
 impl Refusal {
@@ -75,7 +66,7 @@ impl Refusal {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::SchemaVersion(_) => "write the job for schema_version 1 (`mayfly schema job`)",
-            Self::Value { hint, .. } | Self::NotYet { hint, .. } => hint,
+            Self::Value { hint, .. } => hint,
             Self::Limits(LimitError::TooLow { .. }) => "ask for more",
             Self::Limits(LimitError::DiskAboveMemory { .. }) => "ask for less disk or more memory",
         }
@@ -93,7 +84,6 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
     if job.schema_version != 1 {
         return Err(Refusal::SchemaVersion(job.schema_version));
     }
-    not_yet(&job)?;
     let id = job.id.unwrap_or(origin.id);
     name("id", &id)?;
     name("tenant", &origin.tenant)?;
@@ -110,6 +100,7 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
     if job.max_attempts.is_some_and(|attempts| !(1..=20).contains(&attempts)) {
         return Err(Refusal::value("max_attempts", "it is not from 1 to 20", "leave it out for 3"));
     }
+    let egress = egress(&job.allow, &job.tunnels, &job.secrets, &origin.tenant, policy)?;
     Ok(Assignment {
         id,
         tenant: origin.tenant,
@@ -125,6 +116,7 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
         workdir: job.workdir,
         stdin,
         files,
+        egress,
         timeout: duration("timeout", job.timeout, policy.timeout, policy.longest_timeout)?,
         grace: duration("grace", job.grace, policy.grace, policy.longest_grace)?,
         output_limit: job.limits.output.map_or(policy.output, Size::bytes),
@@ -132,15 +124,23 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
     })
 }
 
-fn not_yet(job: &Job) -> Result<(), Refusal> {
-    if !job.secrets.is_empty() {
-        return Err(Refusal::NotYet {
-            field: "secrets",
-            reason: "this version of mayfly cannot resolve secrets",
-            hint: "leave them out; never put a secret into env or files, as both are stored and shown",
-        });
+/// What a job gets of what its tenant may reach.
+fn egress(
+    allow: &[String],
+    tunnels: &[String],
+    secrets: &[String],
+    tenant: &str,
+    policy: &Policy,
+) -> Result<Option<Arc<egress::Plan>>, Refusal> {
+    for (field, words) in [("allow", allow), ("tunnels", tunnels), ("secrets", secrets)] {
+        if words.len() > policy.patterns {
+            let reason = format!("there are {}, above {}", words.len(), policy.patterns);
+            return Err(Refusal::value(field, reason, "ask for less"));
+        }
     }
-    Ok(())
+    let plan = policy.egress.grant(tenant, &Ask { allow, tunnels, secrets });
+    let plan = plan.map_err(|denial| Refusal::value(denial.field, denial.reason, denial.hint))?;
+    Ok(plan.map(Arc::new))
 }
 
 fn name(field: &str, name: &str) -> Result<(), Refusal> {
@@ -163,9 +163,7 @@ fn command(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Ref
         string(&format!("command[{index}]"), word)?;
     }
     for (name, value) in env {
-        let mut letters = name.bytes();
-        let first = letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
-        if !first || !letters.all(|c| c.is_ascii_alphanumeric() || c == b'_') {
+        if !is_variable(name) {
             let field = format!("env.{}", name.escape_default());
             let reason = "it is not the name of an environment variable";
             return Err(Refusal::value(field, reason, "use letters, digits and underscores, no digit first"));
@@ -183,6 +181,21 @@ fn command(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Ref
         return Err(Refusal::value("command", reason, "pass long input as a file or through stdin"));
     }
     Ok(())
+}
+
+fn is_variable(name: &str) -> bool {
+    let mut letters = name.bytes();
+    let first = letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
+    first && letters.all(|c| c.is_ascii_alphanumeric() || c == b'_')
+}
+
+/// Checks that a job may have a variable of this name.
+pub(crate) fn variable(name: &str) -> Result<(), &'static str> {
+    match name {
+        _ if !is_variable(name) => Err("it is not the name of an environment variable"),
+        _ if name.starts_with("MAYFLY_") => Err("names that start with MAYFLY_ are reserved"),
+        _ => Ok(()),
+    }
 }
 
 fn string(field: &str, value: &str) -> Result<(), Refusal> {

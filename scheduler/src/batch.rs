@@ -23,7 +23,7 @@ use crate::{
     journal::{self, Journal, JournalError},
     live::{Form, Look, Pane, Sight},
     metrics::{Metered, Metrics},
-    policy::Policy,
+    policy::Policies,
     queue::embedded::EmbeddedQueue,
     runner::Runner,
     stop::{Stop, Stopper},
@@ -44,7 +44,7 @@ pub struct Plan {
     /// What jobs get that do not say.
     pub defaults: Defaults,
     /// What jobs may have.
-    pub policy: Policy,
+    pub policies: Policies,
     /// How many run at once.
     pub slots: usize,
 }
@@ -121,7 +121,7 @@ type Engine<R> = Dispatcher<Metered<Arc<EmbeddedQueue>>, Metered<EmbeddedStore>,
 pub struct Batch {
     journal: Arc<Journal>,
     queue: EmbeddedQueue,
-    policy: Policy,
+    policies: Policies,
     slots: usize,
     total: u64,
     left: u64,
@@ -140,7 +140,7 @@ pub struct Running<R = Worker> {
 impl Batch {
     /// Takes the jobs in, or takes the batch up again.
     pub fn open(plan: Plan) -> Result<Self, BatchError> {
-        let Plan { jobs, results, resume, defaults, policy, slots } = plan;
+        let Plan { jobs, results, resume, defaults, policies, slots } = plan;
         let mut file = JobsFile::open(&jobs, defaults)?;
         if !resume && (holds_something(&results) || journal::folder(&results).exists()) {
             return Err(BatchError::ResultsExist(results));
@@ -151,10 +151,10 @@ impl Batch {
             Journal::open(&results, boot.trim(), |seen| before.add(seen.outcome, &seen.phases, seen.source))?;
         let journal = Arc::new(journal);
         file.name_for(&journal)?;
-        let left = file.take_in(&journal, &policy)?;
+        let left = file.take_in(&journal, &policies)?;
         let waiting = left.waiting.values().sum();
         let queue = EmbeddedQueue::new(Arc::clone(&journal), file, left.kinds, left.waiting);
-        Ok(Self { journal, queue, policy, slots: slots.max(1), total: left.total, left: waiting, before })
+        Ok(Self { journal, queue, policies, slots: slots.max(1), total: left.total, left: waiting, before })
     }
 
     /// Jobs in the file.
@@ -178,11 +178,11 @@ impl Batch {
     /// The same, and counts.
     #[must_use]
     pub fn with_metrics<R: Runner>(self, runner: R, metrics: Option<Arc<Metrics>>) -> Running<R> {
-        let Self { journal, queue, policy, slots, total, left, before } = self;
+        let Self { journal, queue, policies, slots, total, left, before } = self;
         let store = EmbeddedStore::new(Arc::clone(&journal));
         let queue = Metered::new(Arc::new(queue), metrics.clone());
         let (store, runner) = (Metered::new(store, metrics.clone()), Metered::new(runner, metrics));
-        let engine = Dispatcher::new(queue, store, runner, policy.into(), slots);
+        let engine = Dispatcher::new(queue, store, runner, policies, slots);
         engine.board().preset(before);
         Running { engine: Arc::new(engine), journal, total, left }
     }

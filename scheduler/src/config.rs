@@ -6,6 +6,7 @@
 mod artifacts;
 mod docker;
 mod metrics;
+mod network;
 mod pool;
 mod selftest;
 mod services;
@@ -17,6 +18,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,6 +30,9 @@ pub use self::{
     artifacts::{ArtifactsPart, S3Part},
     docker::DockerPart,
     metrics::MetricsPart,
+    network::{
+        Allow, AllowTable, FromWord, InjectPart, KindWord, NetworkPart, SecretPart, ToWord, TunnelPart,
+    },
     pool::{Class, Keep, PoolPart},
     selftest::SelftestPart,
     services::{BrokerPart, ServePart, StorePart},
@@ -35,7 +40,11 @@ pub use self::{
     traces::TracesPart,
     vm::{AccelWord, EngineWord, VmPart},
 };
-use crate::{key::is_name, policy::Policies, queue::AmqpTenant};
+use crate::{
+    key::is_name,
+    policy::{Policies, Policy},
+    queue::AmqpTenant,
+};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -63,6 +72,12 @@ pub struct Config {
     pub vm: VmPart,
     /// Limits of which sandboxes are made ahead, by name.
     pub classes: BTreeMap<String, Class>,
+    /// How much jobs may send and receive.
+    pub network: NetworkPart,
+    /// Ports of a sandbox that lead to one place each, by name.
+    pub tunnels: BTreeMap<String, TunnelPart>,
+    /// Secrets of tenants.
+    pub secret: Vec<SecretPart>,
     /// What holds for tenants that do not say otherwise.
     pub defaults: TenantDefaults,
     /// Who may send jobs, by name.
@@ -146,19 +161,32 @@ impl Config {
             }
             tenant.check(name)?;
         }
-        Ok(())
+        self.check_network()
     }
 
     /// What the jobs of each tenant may ask for.
-    #[must_use]
-    pub fn policies(&self) -> Policies {
+    pub fn policies(&self) -> Result<Policies, ConfigError> {
         let mut default = self.defaults.policy();
         if let Some(broker) = &self.broker {
             // A job that does not say how long it runs is not one that takes a claim.
             default.timeout = default.timeout.min(broker.longest_held());
         }
-        let tenants = self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.policy(&default)));
-        Policies::new(default.clone(), tenants.collect())
+        let tenants = self.tenants.iter().map(|(name, tenant)| {
+            let egress = Arc::new(self.rights(name)?);
+            Ok((name.clone(), Policy { egress, ..tenant.policy(&default) }))
+        });
+        let tenants = tenants.collect::<Result<_, ConfigError>>()?;
+        Ok(Policies::new(default, tenants))
+    }
+
+    /// The same for jobs that the operator brings along: only what they may reach is the tenant's.
+    pub fn own_policies(&self) -> Result<Policies, ConfigError> {
+        let tenants = self.tenants.keys().map(|name| {
+            let egress = Arc::new(self.rights(name)?);
+            Ok((name.clone(), Policy { egress, ..Policy::default() }))
+        });
+        let tenants = tenants.collect::<Result<_, ConfigError>>()?;
+        Ok(Policies::new(Policy::default(), tenants))
     }
 
     /// The tenants, as the queue takes them.

@@ -24,7 +24,7 @@ use crate::{
         Fact, IDS, JOBS, Journal, JournalError, KINDS, LINES, Line, Record, fact, set_fact, set_text, text,
     },
     key::{BodyDigest, JobKey, is_name},
-    policy::Policy,
+    policy::Policies,
     results::Place,
 };
 
@@ -134,11 +134,11 @@ impl JobsFile {
     }
 
     /// Takes the file in, or, where the journal has it already, checks that it is the same.
-    pub(crate) fn take_in(&self, journal: &Journal, policy: &Policy) -> Result<Left, IntakeError> {
+    pub(crate) fn take_in(&self, journal: &Journal, policies: &Policies) -> Result<Left, IntakeError> {
         let (total, digest) = journal.fill(|write| Ok((fact(write, Fact::Total)?, text(write, "jobs")?)))?;
         match digest {
             None => {
-                let digest = self.fill(journal, policy)?;
+                let digest = self.fill(journal, policies)?;
                 journal.fill(|write| set_text(write, "jobs", &digest))?;
             }
             Some(digest) if digest == self.digest()? => tracing::debug!(total, "the jobs are known"),
@@ -218,7 +218,7 @@ impl JobsFile {
     }
 
     /// Notes every line. Interrupted, it starts again from the first.
-    fn fill(&self, journal: &Journal, policy: &Policy) -> Result<String, IntakeError> {
+    fn fill(&self, journal: &Journal, policies: &Policies) -> Result<String, IntakeError> {
         journal.fill(|write| {
             // What an interrupted attempt left.
             write.open_table(LINES)?.retain(|_, _| false)?;
@@ -244,7 +244,7 @@ impl JobsFile {
                     break;
                 };
                 if !text.iter().all(u8::is_ascii_whitespace) || place.length > LONGEST_LINE {
-                    group.push((number, place, self.survey(number, place, &text, policy, &mut kinds)));
+                    group.push((number, place, self.survey(number, place, &text, policies, &mut kinds)));
                 }
             }
             if group.is_empty() {
@@ -276,7 +276,7 @@ impl JobsFile {
         number: u64,
         place: Place,
         text: &[u8],
-        policy: &Policy,
+        policies: &Policies,
         kinds: &mut Kinds,
     ) -> (JobKey, Option<u32>) {
         let made_up = || format!("{}line-{number}", self.prefix);
@@ -288,6 +288,7 @@ impl JobsFile {
         let id = job.id.clone().filter(|id| is_name(id)).unwrap_or_else(made_up);
         let origin =
             Origin { id: id.clone(), tenant: tenant.clone(), attempt: 1, queued: std::time::Duration::ZERO };
+        let policy = policies.of(&tenant);
         let kind = admit(job, origin, policy).ok().and_then(|assignment| kinds.number(&assignment.want));
         (JobKey::new(tenant, id), kind)
     }

@@ -224,6 +224,14 @@ impl Metrics {
         }
         let kept: u64 = result.artifacts.iter().map(|artifact| artifact.size).sum();
         own.tenant_artifacts.with_label_values(&[tenant]).inc_by(kept as f64);
+        if let Some(egress) = &result.egress {
+            own.egress_made.with_label_values(&[tenant]).inc_by(egress.made as f64);
+            own.egress_bytes.with_label_values(&[tenant, "sent"]).inc_by(egress.sent as f64);
+            own.egress_bytes.with_label_values(&[tenant, "received"]).inc_by(egress.received as f64);
+            for (reason, times) in &egress.reasons {
+                own.egress_refused.with_label_values(&[reason.name()]).inc_by(*times as f64);
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the jobs of one tenant may ask for, and what they get when they do not ask. Pure.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use egress::Rights;
 use pool::{Limits, Tier};
 use worker::Trust;
 
@@ -28,6 +29,8 @@ pub struct Policy {
     pub files: usize,
     /// Patterns of artifacts of one job.
     pub patterns: usize,
+    /// What a job may reach, and secrets that it may have.
+    pub egress: Arc<Rights>,
 }
 
 impl Default for Policy {
@@ -44,6 +47,7 @@ impl Default for Policy {
             inline_bytes: 32 * MIB as usize,
             files: 10_000,
             patterns: 100,
+            egress: Arc::default(),
         }
     }
 }

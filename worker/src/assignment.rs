@@ -1,7 +1,8 @@
 //! What a worker carries out: an admitted job with every default filled in and nothing left to decide.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
+use egress::Plan;
 use pool::{JobRef, Want};
 use tokio::io::AsyncRead;
 
@@ -28,6 +29,8 @@ pub struct Assignment {
     pub stdin: Option<Content>,
     /// What is put in before the command starts, in this order.
     pub files: Vec<StagedFile>,
+    /// What it may reach, and the secrets that it gets, if it asked for any.
+    pub egress: Option<Arc<Plan>>,
     /// How long the command may run.
     pub timeout: Duration,
     /// How long it has between SIGTERM and SIGKILL.

@@ -45,7 +45,14 @@ pub struct Job {
     /// that start with `MAYFLY_` are reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Names of secrets of the tenant. Refused in this version: secrets cannot be resolved yet.
+    /// Hosts that the job reaches through its proxy, such as `api.example.com` (ports 80 and 443), `*.example.com:8443`. Each
+    /// must be one that its tenant may ask for. Missing: none, and no proxy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Names of tunnels: ports of the job's loopback that lead to one place each. Each must be one of its tenant's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<String>,
+    /// Names of secrets of the tenant. Their values are read on the host when the job begins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
     /// What the command reads as its standard input. Empty if missing.

@@ -18,6 +18,7 @@ mod run;
 mod sandbox;
 mod stage;
 mod traffic;
+mod tunnels;
 mod units;
 mod verdict;
 mod worker;

@@ -1,6 +1,10 @@
 //! The other end of a channel, as a test plays it: an agent that says exactly what the test wants.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
 
 use agent::{
     codec::{Decoder, Frame, StreamId},
@@ -44,6 +48,14 @@ impl Peer {
                 0 => return None,
                 read => self.decoder.feed(&bytes[..read]),
             }
+        }
+    }
+
+    /// A frame that has come already.
+    pub(crate) fn hears_at_once(&mut self) -> Option<Frame<ToAgent>> {
+        match pin!(self.hears()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => None,
         }
     }
 
@@ -136,6 +148,7 @@ pub(crate) fn assignment() -> Assignment {
         workdir: None,
         stdin: None,
         files: Vec::new(),
+        egress: None,
         timeout: Duration::from_secs(10),
         grace: Duration::from_secs(1),
         output_limit: 1024 * 1024,

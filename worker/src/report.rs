@@ -1,5 +1,6 @@
 //! Writes a job's result while its story goes on.
 
+use egress::Egress;
 use images::StoreError;
 use pool::{CheckoutError, Lease, Usage};
 
@@ -100,6 +101,11 @@ impl<'a> Report<'a> {
                 let report = ErrorReport::new(what, error.to_string(), "make the local file readable");
                 self.conclude(Outcome::Rejected, report);
             }
+            StageError::NoDoor(error) => {
+                let hint = "see that what `from` of the secret says in mayfly.toml holds on this host";
+                let report = ErrorReport::new("the job's secrets cannot be had", error.to_string(), hint);
+                self.conclude(Outcome::InfraError, report);
+            }
             StageError::Lost(lost) => self.conclude(Outcome::SandboxLost, sandbox_lost(lost)),
         }
     }
@@ -148,6 +154,11 @@ impl<'a> Report<'a> {
         }
         result.stdout = ended.stdout.into_text();
         result.stderr = ended.stderr.into_text();
+    }
+
+    /// What the job reached, and what it was refused.
+    pub(crate) fn egress(&mut self, egress: Egress) {
+        self.result.egress = Some(egress);
     }
 
     /// What came out of the sandbox.

@@ -5,6 +5,7 @@
 use std::error::Error;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use egress::Egress;
 use pool::{ColdReason, Source, Tier};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct JobResult {
     pub phases: Phases,
     /// What the job used. Missing if no sandbox was had.
     pub usage: Option<UsageReport>,
+    /// What the job reached through its way out, and what it was refused there. Missing if it was given none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
     /// What the command wrote to its standard output.
     pub stdout: Text,
     /// What the command wrote to its standard error.
@@ -272,6 +276,7 @@ impl JobResult {
             accel: None,
             phases: Phases::default(),
             usage: None,
+            egress: None,
             stdout: Text::default(),
             stderr: Text::default(),
             artifacts: Vec::new(),

@@ -7,9 +7,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use agent::{
-    codec::{Frame, MAX_CHUNK, StreamId},
+    codec::{FIRST_AGENT_STREAM, Frame, MAX_CHUNK, StreamId},
     message::{Exit, Rlimit, Run, Signal, ToAgent, ToHost},
 };
+use egress::Session;
 use images::ImageConfig;
 use pool::Channel;
 use tokio::{
@@ -21,7 +22,8 @@ use crate::{
     assignment::{Assignment, Reader},
     cancel::{Cancelled, Urgency},
     output::Output,
-    traffic::{CHANNEL, Lost, RUN_STREAM, frame_or_credit},
+    traffic::{CHANNEL, Lost, RUN_STREAM, frame_or},
+    tunnels::Tunnels,
 };
 
 const STDOUT: StreamId = RUN_STREAM + 1;
@@ -43,9 +45,10 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
-    /// What the job asks for, on top of what its image says.
-    pub(crate) fn new(job: &Assignment, image: &ImageConfig, stdin: bool) -> Self {
-        let env: BTreeMap<_, _> = image.env.iter().chain(&job.env).collect();
+    /// What the job asks for, on top of what its image says and of what the way out brings along.
+    pub(crate) fn new(job: &Assignment, image: &ImageConfig, stdin: bool, door: Option<&Session>) -> Self {
+        let ways = door.into_iter().flat_map(Session::environment);
+        let env: BTreeMap<_, _> = image.env.iter().chain(ways).chain(&job.env).collect();
         let limits = &job.want.limits;
         let run = Run {
             argv: job.command.iter().map(|word| word.clone().into_bytes()).collect(),
@@ -60,6 +63,7 @@ impl Orders {
                 (Rlimit::Core, 0),
             ],
             stdin,
+            listen: door.map(Session::ports).unwrap_or_default(),
         };
         Self { run, timeout: job.timeout, grace: job.grace, output_limit: job.output_limit }
     }
@@ -98,6 +102,7 @@ pub(crate) async fn run(
     orders: Orders,
     stdin: Option<Reader>,
     [stdout, stderr]: [Output; 2],
+    door: Option<&Session>,
     cancelled: Cancelled,
 ) -> Ended {
     let mut attendance = Attendance {
@@ -108,6 +113,7 @@ pub(crate) async fn run(
         alarm: Instant::now() + orders.timeout,
         chunk: if stdin.is_some() { vec![0; MAX_CHUNK] } else { Vec::new() },
         stdin,
+        tunnels: Tunnels::new(door),
         urgency: Urgency::None,
         cancelled,
         ended: Ended { stop: None, exit: None, lost: None, at_once: false, stdout, stderr },
@@ -133,8 +139,10 @@ enum Phase {
 /// Everything that can happen.
 enum Event {
     Frame(Frame<ToHost>),
-    /// There may be room for more stdin: look again.
+    /// There may be room for more stdin or in a tunnel: look again.
     Credit,
+    /// Something is to be carried through a tunnel.
+    Tunnels,
     Input(std::io::Result<usize>),
     Shown(StreamId, usize),
     Alarm,
@@ -149,6 +157,7 @@ struct Attendance<'a> {
     alarm: Instant,
     stdin: Option<Reader>,
     chunk: Vec<u8>,
+    tunnels: Tunnels<'a>,
     urgency: Urgency,
     cancelled: Cancelled,
     ended: Ended,
@@ -160,7 +169,7 @@ impl Attendance<'_> {
         while !self.is_over() {
             match self.next_event().await? {
                 Event::Frame(frame) => self.on_frame(frame)?,
-                Event::Credit => {}
+                Event::Credit | Event::Tunnels => self.tunnels.go_on(self.channel)?,
                 Event::Input(read) => self.on_input(read)?,
                 Event::Shown(stream, bytes) => self.channel.release(stream, bytes)?,
                 Event::Alarm => self.on_alarm()?,
@@ -192,6 +201,11 @@ impl Attendance<'_> {
             _ => Some(self.alarm),
         };
         let room = self.stdin.as_ref().map_or(0, |_| self.channel.may_send(RUN_STREAM).unwrap_or(0));
+        let stalled = self.stdin.is_some() && room == 0;
+        let tunnels = &self.tunnels;
+        let may_go_on = |channel: &Channel| {
+            (stalled && channel.may_send(RUN_STREAM) != Some(0)) || tunnels.may_go_on(channel)
+        };
         let Ended { stdout, stderr, .. } = &mut self.ended;
         let event = tokio::select! {
             // The deadline first: a flood of frames must not hide it.
@@ -201,7 +215,8 @@ impl Attendance<'_> {
             bytes = stdout.progress() => Event::Shown(STDOUT, bytes),
             bytes = stderr.progress() => Event::Shown(STDERR, bytes),
             read = read_some(self.stdin.as_mut(), &mut self.chunk[..room]), if room > 0 => Event::Input(read),
-            frame = frame_or_credit(self.channel, RUN_STREAM) => frame?.map_or(Event::Credit, Event::Frame),
+            () = tunnels.rung(), if tunnels.are_allowed() => Event::Tunnels,
+            frame = frame_or(self.channel, may_go_on) => frame?.map_or(Event::Credit, Event::Frame),
         };
         if let (Phase::Draining(budget), true) = (&mut self.phase, sandbox_owes) {
             *budget = budget.saturating_sub(started.elapsed());
@@ -211,6 +226,7 @@ impl Attendance<'_> {
 
     fn on_frame(&mut self, Frame { stream, message }: Frame<ToHost>) -> Result<(), Lost> {
         match (stream, message) {
+            (FIRST_AGENT_STREAM.., message) => self.tunnels.on_frame(stream, message, self.channel),
             (STDOUT | STDERR, ToHost::Data(bytes)) => self.on_output(stream, bytes),
             (STDOUT, ToHost::End) => {
                 self.ended.stdout.end();

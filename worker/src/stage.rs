@@ -6,12 +6,13 @@ use agent::{
     codec::MAX_CHUNK,
     message::{FileError, Put, ToAgent, ToHost},
 };
+use egress::{OpenError, Session};
 use pool::Channel;
 use thiserror::Error;
 use tokio::{io::AsyncReadExt, time::timeout};
 
 use crate::{
-    assignment::StagedFile,
+    assignment::{Assignment, Content, StagedFile},
     traffic::{Lost, PUT_STREAM, frame_or_credit},
 };
 
@@ -26,7 +27,23 @@ pub(crate) enum StageError {
     #[error("cannot read what is to become {path}")]
     Unreadable { path: String, error: io::Error },
     #[error(transparent)]
+    NoDoor(#[from] OpenError),
+    #[error(transparent)]
     Lost(#[from] Lost),
+}
+
+/// Opens the job's way out, if it was given one, and puts in its files and those of its secrets that lie in files.
+pub(crate) async fn prepare(channel: &mut Channel, job: &Assignment) -> Result<Option<Session>, StageError> {
+    let door = match &job.egress {
+        Some(plan) => Some(Session::open(plan, &job.tenant, &job.id).await?),
+        None => None,
+    };
+    stage(channel, &job.files).await?;
+    for secret in door.iter().flat_map(Session::files) {
+        let content = Content::Bytes(secret.bytes.clone());
+        put(channel, &StagedFile { path: secret.path.clone(), mode: 0o600, content }).await?;
+    }
+    Ok(door)
 }
 
 /// Puts all `files` in.

@@ -48,11 +48,19 @@ pub(crate) async fn frame_or_credit(
     stream: StreamId,
 ) -> Result<Option<Frame<ToHost>>, ChannelError> {
     let stalled = channel.may_send(stream) == Some(0);
+    frame_or(channel, |channel| stalled && channel.may_send(stream) != Some(0)).await
+}
+
+/// Waits for the next frame, or (`None`) until `changed` is so after frames were sent and credit was settled.
+pub(crate) async fn frame_or(
+    channel: &mut Channel,
+    changed: impl Fn(&Channel) -> bool,
+) -> Result<Option<Frame<ToHost>>, ChannelError> {
     poll_fn(|cx| {
         let frame = pin!(channel.next()).poll(cx);
         match frame {
             Poll::Ready(frame) => Poll::Ready(frame.map(Some)),
-            Poll::Pending if stalled && channel.may_send(stream) != Some(0) => Poll::Ready(Ok(None)),
+            Poll::Pending if changed(channel) => Poll::Ready(Ok(None)),
             Poll::Pending => Poll::Pending,
         }
     })

@@ -19,7 +19,7 @@ use crate::{
     result::JobResult,
     run::{Orders, run},
     sandbox::{Sandbox, wait_until_alone},
-    stage::stage,
+    stage::prepare,
 };
 
 /// How long a sandbox may take to end.
@@ -166,12 +166,13 @@ impl Story<'_> {
         let staged = tokio::select! {
             biased;
             _ = cancelled.beyond(Urgency::None) => return report.cancelled(),
-            staged = stage(sandbox.channel(), &self.job.files) => staged,
+            staged = prepare(sandbox.channel(), self.job) => staged,
         };
         report.phases().stage_us = micros(clock);
-        if let Err(error) = staged {
-            return report.not_staged(&error);
-        }
+        let door = match staged {
+            Ok(door) => door,
+            Err(error) => return report.not_staged(&error),
+        };
         let stdin = match (company.stdin, &self.job.stdin) {
             (None, Some(content)) => match content.open().await {
                 Ok(reader) => Some(reader),
@@ -182,16 +183,20 @@ impl Story<'_> {
 
         company.progress.enter(Phase::Run);
         let clock = Instant::now();
-        let orders = Orders::new(self.job, self.config, stdin.is_some());
+        let orders = Orders::new(self.job, self.config, stdin.is_some(), door.as_ref());
         let outputs =
             [company.stdout, company.stderr].map(|live| Output::new(self.settings.shown_output, live));
-        let mut ended = run(sandbox.channel(), orders, stdin, outputs, cancelled.clone()).await;
+        let mut ended =
+            run(sandbox.channel(), orders, stdin, outputs, door.as_ref(), cancelled.clone()).await;
         if ended.may_be_asked() {
             ended.lost = wait_until_alone(sandbox).await.err();
         }
         let may_be_asked = ended.may_be_asked();
         report.phases().run_us = micros(clock);
         report.ended(ended, &sandbox.usage(), sandbox.survivors().is_none());
+        if let Some(door) = door {
+            report.egress(door.close().await);
+        }
 
         if self.job.artifacts.is_empty() {
             return;

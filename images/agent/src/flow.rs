@@ -7,6 +7,13 @@ use thiserror::Error;
 /// What a sender may send on a new stream before it hears of credit, in bytes.
 pub const INITIAL_CREDIT: u32 = 256 * 1024;
 
+/// What a sender may send on a new tunnel before it hears of credit, in bytes: there may be [`MAX_TUNNELS`] of them, and
+/// each end holds what its readers do not take.
+pub const TUNNEL_CREDIT: u32 = 16 * 1024;
+
+/// Tunnels that may be open at once.
+pub const MAX_TUNNELS: usize = 256;
+
 /// The sender's side of one stream.
 #[derive(Debug)]
 pub struct SendWindow {
@@ -36,6 +43,12 @@ pub enum FlowError {
 }
 
 impl SendWindow {
+    /// That of a new tunnel.
+    #[must_use]
+    pub fn of_tunnel() -> Self {
+        Self { credit: TUNNEL_CREDIT }
+    }
+
     /// Bytes that may be sent now.
     #[must_use]
     pub fn available(&self) -> usize {
@@ -58,6 +71,8 @@ impl SendWindow {
 /// The receiver's side of one stream.
 #[derive(Debug)]
 pub struct ReceiveWindow {
+    /// What may be under way or unread at most.
+    size: u32,
     /// What the peer may still send.
     credit: u32,
     /// What the reader took and the peer was not yet told of.
@@ -66,11 +81,29 @@ pub struct ReceiveWindow {
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { credit: INITIAL_CREDIT, taken: 0 }
+        Self { size: INITIAL_CREDIT, credit: INITIAL_CREDIT, taken: 0 }
     }
 }
 
 impl ReceiveWindow {
+    /// That of a new tunnel.
+    #[must_use]
+    pub fn of_tunnel() -> Self {
+        Self { size: TUNNEL_CREDIT, credit: TUNNEL_CREDIT, taken: 0 }
+    }
+
+    /// What may be under way or unread at most, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Lets `more` bytes be under way. They are the grant to send.
+    pub fn widen(&mut self, more: u32) {
+        self.size += more;
+        self.credit += more;
+    }
+
     /// Notes a `Data` frame of `len` bytes, or refuses it as more than was granted.
     pub fn receive(&mut self, len: usize) -> Result<(), FlowError> {
         match u32::try_from(len).ok().and_then(|len| self.credit.checked_sub(len)) {
@@ -87,7 +120,7 @@ impl ReceiveWindow {
     pub fn release(&mut self, len: usize) -> Option<u32> {
         self.taken += len as u32;
         // Half a window: the sender never waits for a grant that is already due, and grants stay rare.
-        if self.taken < INITIAL_CREDIT / 2 {
+        if self.taken < self.size / 2 {
             return None;
         }
         self.credit += self.taken;

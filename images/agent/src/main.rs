@@ -25,6 +25,7 @@ mod seccomp;
 mod session;
 mod streams;
 mod sys;
+mod tunnels;
 
 fn main() -> ExitCode {
     let args: Vec<_> = env::args_os().skip(1).collect();

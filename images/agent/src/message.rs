@@ -10,14 +10,19 @@
 //! In a virtual machine [`ToAgent::Resume`] → [`ToHost::Resumed`] comes before `Hello`, once in each life, and
 //! [`ToAgent::Bound`] may come right behind `Ready`.
 //!
-//! Kinds `0x40` to `0x4f` are kept for tunnels. Structured payloads are postcard; `Data` is the bytes themselves.
+//! A connection that the job makes to a port of [`Run::listen`] becomes a stream of its own, which the agent opens with
+//! [`ToHost::Tunnel`]. Either end says [`ToAgent::End`] when it sends no more, or [`ToAgent::Reset`] when it wants no
+//! more either, and answers a Reset with its own last word, if it has not said it. A stream on which both have said
+//! theirs is over.
+//!
+//! Structured payloads are postcard; `Data` is the bytes themselves.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message};
 
 /// The version of this protocol. Host and agent are built together, so the two must be equal.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The path of the agent inside every image.
 pub const AGENT_PATH: &str = "/.mayfly/agent";
@@ -71,6 +76,8 @@ pub enum ToHost {
     EntryDone(Result<(), FileError>),
     /// Something matched but is not given, and why.
     Skipped(Skipped),
+    /// The job connected to one of its ports. Its header's stream is the connection, in both directions.
+    Tunnel(Tunnel),
     /// Answer to a `Get`, after the last entry.
     GetDone(GetDone),
     /// Bytes of a stream.
@@ -201,6 +208,8 @@ pub struct Run {
     pub rlimits: Vec<(Rlimit, u64)>,
     /// Whether stdin is a stream from the host; otherwise it is empty.
     pub stdin: bool,
+    /// Ports of the sandbox's loopback on which the agent listens for the job, from 1024 up.
+    pub listen: Vec<u16>,
 }
 
 /// The same bytes on the wire as without it, but each string goes over as one piece and not byte by byte: an
@@ -284,6 +293,13 @@ pub struct Skipped {
     pub path: Vec<u8>,
     /// Why.
     pub error: FileError,
+}
+
+/// A connection of the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The port that it was made to.
+    pub port: u16,
 }
 
 /// The end of a `Get`.
@@ -450,6 +466,7 @@ wire!(ToHost {
     0x34 => EntryDone(postcard),
     0x35 => Skipped(postcard),
     0x36 => GetDone(postcard),
+    0x40 => Tunnel(postcard),
 });
 
 fn write_postcard<T: Serialize>(kind: u8, value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {

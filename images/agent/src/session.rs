@@ -24,6 +24,7 @@ use crate::files::put::Upload;
 use crate::job::{self, Job};
 use crate::machine::Machine;
 use crate::streams::Stdio;
+use crate::tunnels::Tunnels;
 use crate::{privilege, sys};
 
 /// Uploads and downloads that may be open at once.
@@ -42,6 +43,7 @@ const CHILDREN: usize = 2;
 const STDIN: usize = 3;
 const STDOUT: usize = 4;
 const STDERR: usize = 5;
+const TUNNELS: usize = 6;
 
 /// What the agent finds around itself, whoever made it.
 pub(crate) struct Surroundings {
@@ -66,6 +68,8 @@ struct Session {
     rights: Option<Hello>,
     /// The job's streams, from its start on: its output is still on the way when it ended.
     stdio: Option<Stdio>,
+    /// From the job's start on, if it was given a way out.
+    tunnels: Option<Tunnels>,
     uploads: BTreeMap<StreamId, Upload>,
     /// Served one after the other, so that open directories are bounded.
     downloads: VecDeque<Download>,
@@ -91,6 +95,7 @@ pub(crate) fn serve(find: impl FnOnce() -> Result<Surroundings, Failure>) -> Fai
             machine,
             rights,
             stdio: None,
+            tunnels: None,
             uploads: BTreeMap::new(),
             downloads: VecDeque::new(),
         },
@@ -213,7 +218,8 @@ impl Session {
             }
             self.serve_downloads()?;
             self.channel.flush()?;
-            let ready = self.wait()?;
+            let slots = self.wait()?;
+            let ready = |slot: usize| slots[slot].revents != 0;
             if ready(INPUT) {
                 self.channel.receive()?;
             }
@@ -228,6 +234,9 @@ impl Session {
                     stdio.stderr.pump(&mut self.channel)?;
                 }
             }
+            if let Some(tunnels) = &mut self.tunnels {
+                tunnels.on_ready(&slots[TUNNELS..], &mut self.channel)?;
+            }
             if ready(CHILDREN) || self.is_sweeping() {
                 self.reap()?;
             }
@@ -235,8 +244,8 @@ impl Session {
     }
 
     /// Waits until something is ready and tells what.
-    fn wait(&mut self) -> Result<impl Fn(usize) -> bool + use<>, Failure> {
-        let mut slots = [waiting_for(None, 0); 6];
+    fn wait(&mut self) -> Result<Vec<libc::pollfd>, Failure> {
+        let mut slots = vec![waiting_for(None, 0); TUNNELS];
         slots[INPUT] = waiting_for(self.channel.input(), libc::POLLIN);
         slots[OUTPUT] = waiting_for(self.channel.output(), libc::POLLOUT);
         slots[CHILDREN] = waiting_for(Some(self.children.as_fd()), libc::POLLIN);
@@ -246,6 +255,9 @@ impl Session {
             slots[STDOUT] = waiting_for(stdio.stdout.interest(&self.channel), libc::POLLIN);
             slots[STDERR] = waiting_for(stdio.stderr.interest(&self.channel), libc::POLLIN);
         }
+        if let Some(tunnels) = &self.tunnels {
+            tunnels.interests(&self.channel, &mut slots);
+        }
         let timeout = if self.download_is_ready() {
             0
         } else if self.is_sweeping() {
@@ -254,7 +266,7 @@ impl Session {
             -1
         };
         sys::poll(&mut slots, timeout).at("wait for something to do")?;
-        Ok(move |slot: usize| slots[slot].revents != 0)
+        Ok(slots)
     }
 
     fn is_sweeping(&self) -> bool {
@@ -269,6 +281,9 @@ impl Session {
                 if let Some(mut exit) = job.reap()? {
                     exit.memory = self.machine.as_ref().map(Machine::memory);
                     self.phase = Phase::Ended;
+                    if let Some(tunnels) = &mut self.tunnels {
+                        tunnels.close(&mut self.channel)?;
+                    }
                     self.channel.send(0, ToHost::Exit(exit))?;
                 }
                 Ok(())
@@ -324,6 +339,9 @@ impl Session {
         }
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Armed(process) => {
+                if !run.listen.is_empty() {
+                    self.tunnels = Some(Tunnels::listen(&run.listen)?);
+                }
                 let (job, stdio) = Job::start(process, stream, run)?;
                 self.phase = Phase::Running(job);
                 self.stdio = Some(stdio);
@@ -372,6 +390,9 @@ impl Session {
     }
 
     fn take(&mut self, stream: StreamId, bytes: &[u8]) -> Result<(), Failure> {
+        if let Some(tunnels) = self.tunnels.as_mut().filter(|tunnels| tunnels.has(stream)) {
+            return tunnels.take(stream, bytes, &mut self.channel);
+        }
         if let Some(upload) = self.uploads.get_mut(&stream) {
             return match upload.take(bytes)? {
                 Some(grant) => self.channel.send(stream, ToHost::Credit(grant)),
@@ -385,6 +406,9 @@ impl Session {
     }
 
     fn end(&mut self, stream: StreamId) -> Result<(), Failure> {
+        if let Some(tunnels) = self.tunnels.as_mut().filter(|tunnels| tunnels.has(stream)) {
+            return tunnels.end(stream, &mut self.channel);
+        }
         if let Some(upload) = self.uploads.remove(&stream) {
             return self.channel.send(stream, ToHost::PutDone(upload.finish()));
         }
@@ -402,6 +426,9 @@ impl Session {
         if let Some(download) = self.downloads.iter_mut().find(|download| download.is(stream)) {
             return download.grant(more);
         }
+        if let Some(tunnels) = self.tunnels.as_mut().filter(|tunnels| tunnels.has(stream)) {
+            return tunnels.grant(stream, more);
+        }
         match self.stdio.as_mut().and_then(|stdio| stdio.outlet(stream)) {
             Some(outlet) => outlet.grant(more),
             None => Ok(()),
@@ -411,6 +438,9 @@ impl Session {
     fn reset(&mut self, stream: StreamId) -> Result<(), Failure> {
         if self.uploads.contains_key(&stream) {
             return Err(Failure::OutOfTurn("Reset of a stream that the host writes"));
+        }
+        if let Some(tunnels) = &mut self.tunnels {
+            tunnels.reset(stream, &mut self.channel)?;
         }
         self.downloads.retain(|download| !download.is(stream));
         if let Some(outlet) = self.stdio.as_mut().and_then(|stdio| stdio.outlet(stream)) {

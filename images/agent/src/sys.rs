@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, c_int, c_long, c_ulong};
 use std::mem;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -140,6 +141,17 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     // SAFETY: the slice is valid for its length.
     let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
     Errno::result(sent).map(|sent| sent as usize)
+}
+
+/// Has the peer of a socket see a reset, and not an end, when the socket is closed.
+pub(crate) fn reset_when_closed(socket: &TcpStream) -> Result<(), Errno> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of::<libc::linger>() as libc::socklen_t;
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel reads as many bytes as the struct has.
+    let done =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size) };
+    Errno::result(done).map(drop)
 }
 
 /// Reads raw directory entries (`struct linux_dirent64`, back to back) into `buffer`.

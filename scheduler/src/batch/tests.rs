@@ -42,7 +42,7 @@ impl Bed {
             results: self.path("results"),
             resume,
             defaults: defaults(),
-            policy: Policy::default(),
+            policies: Policies::default(),
             slots: 3,
         }
     }
@@ -100,7 +100,7 @@ impl Bed {
             }
         };
         let file = JobsFile::open(&jobs, defaults()).unwrap();
-        let left = file.take_in(&journal, &Policy::default()).unwrap();
+        let left = file.take_in(&journal, &Policies::default()).unwrap();
         let queue = EmbeddedQueue::new(Arc::clone(&journal), file, left.kinds, left.waiting);
         (journal, queue)
     }

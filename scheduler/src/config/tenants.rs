@@ -6,7 +6,7 @@ use pool::Tier;
 use serde::Deserialize;
 use worker::Size;
 
-use super::{ConfigError, some_time};
+use super::{Allow, ConfigError, some_time};
 use crate::policy::Policy;
 
 /// The most that a weight may be: a tenant's turn must come.
@@ -41,6 +41,10 @@ pub struct Tenant {
     /// The longest timeout that its jobs may ask for.
     #[serde(with = "humantime_serde")]
     pub longest_timeout: Option<Duration>,
+    /// Hosts that its jobs may ask for.
+    pub allow: Vec<Allow>,
+    /// Tunnels that its jobs may ask for, by name.
+    pub tunnels: Vec<String>,
 }
 
 impl Default for Defaults {

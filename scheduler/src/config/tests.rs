@@ -48,6 +48,12 @@ fn every_default_that_the_example_shows_is_the_default() {
     assert_eq!(shown.docker.runtime.take().as_deref(), Some("runc"));
     assert_eq!(shown.traces.endpoint.take().as_deref(), Some("http://127.0.0.1:4318/v1/traces"));
     assert_eq!(shown.traces.headers_file.take(), Some(PathBuf::from("/etc/mayfly/traces.headers")));
+    let network = &mut shown.network;
+    assert!(network.rate.take().is_some() && network.tenant_rate.take().is_some());
+    assert_eq!(std::mem::take(&mut network.hosts).len(), 1);
+    let model = shown.tunnels.get_mut("model").unwrap();
+    assert_eq!(model.tls.take(), Some(true));
+    assert!(model.ca_file.take().is_some() && std::mem::take(&mut model.addresses).len() == 1);
     // Shown as examples: their defaults are found and not written.
     assert!(
         shown.vm.kernel.take().is_some()
@@ -69,7 +75,7 @@ fn a_tenant_has_the_defaults_where_it_does_not_say_otherwise() {
     let config = load(
         "[defaults]\nfloor = 'vm'\nlongest_timeout = '5m'\n[tenants.a]\n[tenants.b]\nfloor = 'chroot'\nlongest_timeout = '1h'",
     );
-    let policies = config.unwrap().policies();
+    let policies = config.unwrap().policies().unwrap();
     let minutes = |tenant| policies.of(tenant).longest_timeout.as_secs() / 60;
     assert_eq!((policies.of("a").floor, minutes("a")), (Tier::Vm, 5));
     assert_eq!((policies.of("b").floor, minutes("b")), (Tier::Chroot, 60));
@@ -106,6 +112,38 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("[metrics]\nlisten = '0.0.0.0:9477'", &["metrics.listen", "metrics.token_file"]),
         ("[metrics]\nacceptable_wait = '0s'", &["metrics.acceptable_wait", "no time at all"]),
         ("= 1", &["line 1"]),
+        ("[network]\nconnections = 0", &["network.connections", "from 1 to 256"]),
+        ("[network]\nrate = 0", &["network.rate", "nothing ever arrives"]),
+        ("[network.hosts]\n'a b' = '10.0.0.1'", &["network.hosts.a b", "no name"]),
+        ("[network.hosts]\na = 'b'", &["line 2"]),
+        ("[tenants.a]\nallow = ['http://x']", &["tenants.a.allow[0]", "has a port that is none"]),
+        ("[tenants.a]\nallow = [{ host = 'x', adresses = [] }]", &["line 2", "write \"HOST\""]),
+        ("[tenants.a]\ntunnels = ['m']", &["tenants.a.tunnels", "no [tunnels.m]"]),
+        ("[tunnels.m]\nto = 'a:1'\nport = 80", &["tunnels.m.port", "below 1024"]),
+        ("[tunnels.m]\nto = 'a:1'\nport = 3128", &["tunnels.m.port", "forward proxy"]),
+        ("[tunnels.m]\nto = 'a'\nport = 8080", &["tunnels.m.to", "has no port"]),
+        ("[tunnels.m]\nto = 'a:1'\nport = 8080\ntls = true", &["tunnels.m.kind", "kind = \"http\""]),
+        (
+            "[tunnels.m]\nto = 'a:1'\nport = 8080\nkind = 'http'\ninject = [{ header = 'x', value = 'y', secret = 'z' }]",
+            &["tunnels.m.inject", "{secret}"],
+        ),
+        (
+            "[tunnels.m]\nto = 'a:1'\nport = 8080\nkind = 'http'\ninject = [{ header = 'x', secret = 'z' }]\n\
+             [[secret]]\nname = 'z'\ntenant = 'b'\nfrom = { env = 'Z' }\n[tenants.a]\ntunnels = ['m']",
+            &["tunnels.m.inject", "no [[secret]] z of tenant a"],
+        ),
+        (
+            "[[secret]]\nname = 'z'\nfrom = { env = 'Z' }\nto = { env = 'Z' }",
+            &["secret.z.tenant", "whose jobs"],
+        ),
+        (
+            "[[secret]]\nname = 'z'\ntenant = 'a'\nfrom = { env = 'Z' }\nto = { env = 'MAYFLY_Z' }",
+            &["secret.z.to", "reserved"],
+        ),
+        (
+            "[[secret]]\nname = 'z'\ntenant = 'a'\nfrom = { env = 'Z' }\nto = { file = '/proc/z' }",
+            &["secret.z.to", "/proc"],
+        ),
     ];
     for (text, expected) in table {
         let said = load(text).expect_err(text).to_string();

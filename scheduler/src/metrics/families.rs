@@ -117,6 +117,11 @@ families! {
     tenant_cpu: Counter "tenant_cpu_seconds_total" [Tenant] "CPU time of a tenant's jobs, as the host's kernel counts it.";
     tenant_artifacts: Counter "tenant_artifact_bytes_total" [Tenant] "Bytes of the files that jobs of a tenant left.";
 
+    // What jobs reach: the part `egress` of their results.
+    egress_made: Counter "tenant_egress_connections_total" [Tenant] "Connections to outside that jobs of a tenant made.";
+    egress_bytes: Counter "tenant_egress_bytes_total" [Tenant, Direction] "Bytes that went over them: out of the sandbox (sent), into it (received).";
+    egress_refused: Counter "egress_refused_total" [Refusal] "Connections to outside that were refused or could not be made, by why: docs/network.md says what each word means.";
+
     // The pool.
     pool_sandboxes: Gauge "pool_sandboxes" [Tier, Image, State] "Sandboxes: being made, clean and waiting (ready), in use or being ended (leased), set aside because they could not be destroyed (quarantined).";
     pool_target: Gauge "pool_target_sandboxes" [Tier, Image] "Clean sandboxes that should wait.";

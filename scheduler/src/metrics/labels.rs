@@ -39,6 +39,8 @@ pub(crate) enum Label {
     Version,
     Verb,
     Verdict,
+    Direction,
+    Refusal,
 }
 
 /// The values that a label can have.
@@ -61,7 +63,7 @@ impl Label {
             Self::Tier | Self::JobTier => "tier",
             Self::Outcome => "outcome",
             Self::Source => "source",
-            Self::ColdReason | Self::Why => "reason",
+            Self::ColdReason | Self::Why | Self::Refusal => "reason",
             Self::Phase => "phase",
             Self::Class => "class",
             Self::State => "state",
@@ -78,6 +80,7 @@ impl Label {
             Self::Version => "version",
             Self::Verb => "verb",
             Self::Verdict => "verdict",
+            Self::Direction => "direction",
         }
     }
 
@@ -131,6 +134,19 @@ impl Label {
             Self::Verdict => {
                 &["blocked", "contained", "not_applicable", "residual", "unverified", "void", "exposed"]
             }
+            Self::Direction => &["sent", "received"],
+            Self::Refusal => &[
+                "name",
+                "port",
+                "literal",
+                "address",
+                "resolve",
+                "connect",
+                "connections",
+                "bytes",
+                "sni",
+                "request",
+            ],
             Self::Tenant => return Values::Tenants,
             Self::Image => return Values::Images,
             Self::Version | Self::Verb => return Values::Own,
@@ -162,5 +178,6 @@ mod tests {
         assert_eq!(closed(Label::Outcome), outcomes::ALL.map(worker::Outcome::name));
         let endings = [pool::Ended::Destroyed, pool::Ended::Reverted, pool::Ended::Quarantined];
         assert_eq!(closed(Label::Ending), endings.map(pool::Ended::name));
+        assert_eq!(closed(Label::Refusal), egress::Reason::ALL.map(egress::Reason::name));
     }
 }

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use egress::Egress;
 use pool::{
     Accelerator, ColdReason, Ended as Ending, Happening, KindStatus, Leftover, Limits, Pressure, Source,
     Witness,
@@ -264,6 +265,30 @@ async fn store_moves(watch: &mut Watch) {
             (&format!("mayfly_tenant_artifact_bytes_total{{tenant=\"{shown}\"}}"), 7.0),
         ]);
     }
+    let reached = Egress {
+        made: 2,
+        refused: 3,
+        reasons: [(egress::Reason::Name, 2), (egress::Reason::Bytes, 1)].into(),
+        sent: 10,
+        received: 20,
+        ..Egress::default()
+    };
+    let far = JobResult { egress: Some(reached), artifacts: Vec::new(), ..result("acme") };
+    store.finish(attempt(), &far).await.unwrap();
+    watch.moved(&[
+        (&calls("finish", "ok"), 1.0),
+        call,
+        took,
+        ("mayfly_completed_jobs_total{outcome=\"failed\",tier=\"docker\"}", 1.0),
+        ("mayfly_tenant_completed_jobs_total{outcome=\"failed\",tenant=\"acme\"}", 1.0),
+        ("mayfly_tenant_run_seconds_total{tenant=\"acme\"}", 4.0),
+        ("mayfly_tenant_cpu_seconds_total{tenant=\"acme\"}", 2.0),
+        ("mayfly_tenant_egress_connections_total{tenant=\"acme\"}", 2.0),
+        ("mayfly_tenant_egress_bytes_total{direction=\"sent\",tenant=\"acme\"}", 10.0),
+        ("mayfly_tenant_egress_bytes_total{direction=\"received\",tenant=\"acme\"}", 20.0),
+        ("mayfly_egress_refused_total{reason=\"name\"}", 2.0),
+        ("mayfly_egress_refused_total{reason=\"bytes\"}", 1.0),
+    ]);
     stale.finish(attempt(), &result("acme")).await.unwrap();
     watch.moved(&[(&calls("finish", "ok"), 1.0), call, took, ("mayfly_stale_results_refused_total", 1.0)]);
 }

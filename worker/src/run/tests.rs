@@ -31,10 +31,10 @@ impl Script {
     /// Runs against what `agent` plays, and returns both ends of the story.
     async fn against<T>(self, agent: impl AsyncFnOnce(&mut Peer) -> T) -> (Ended, T) {
         let (mut channel, mut peer) = pair();
-        let orders = Orders::new(&self.job, &image_config(), self.stdin.is_some());
+        let orders = Orders::new(&self.job, &image_config(), self.stdin.is_some(), None);
         let outputs = [Output::new(1024 * 1024, self.live), Output::new(1024 * 1024, None)];
         let host = async {
-            let ended = run(&mut channel, orders, self.stdin, outputs, self.cancelled).await;
+            let ended = run(&mut channel, orders, self.stdin, outputs, None, self.cancelled).await;
             drop(channel);
             ended
         };
@@ -183,7 +183,7 @@ async fn an_agent_that_breaks_the_rules_is_lost() {
     ];
     for (breach, expected) in table {
         let (mut channel, mut peer) = pair();
-        let orders = Orders::new(&assignment(), &image_config(), false);
+        let orders = Orders::new(&assignment(), &image_config(), false, None);
         let outputs = [Output::new(10, None), Output::new(10, None)];
         let agent = async move {
             peer.is_started().await;
@@ -212,7 +212,7 @@ async fn an_agent_that_breaks_the_rules_is_lost() {
             peer.is_silent().await;
         };
         let host = async {
-            let ended = run(&mut channel, orders, None, outputs, cancellation().1).await;
+            let ended = run(&mut channel, orders, None, outputs, None, cancellation().1).await;
             drop(channel);
             ended
         };

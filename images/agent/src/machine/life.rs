@@ -99,6 +99,7 @@ fn run_once(hello: &Hello, cgroups: &JobCgroups, argv: &[&str]) -> Result<bool, 
         cwd: b"/".to_vec(),
         rlimits: vec![(Rlimit::Core, 0)],
         stdin: false,
+        listen: Vec::new(),
     };
     let (pid, output) = Job::rehearse(process, run)?;
     let mut buffer = [0; 64];

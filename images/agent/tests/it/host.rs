@@ -81,6 +81,7 @@ pub(crate) fn run(argv: &[&str]) -> Run {
         cwd: b"/".to_vec(),
         rlimits: vec![],
         stdin: false,
+        listen: Vec::new(),
     }
 }
 

@@ -11,3 +11,4 @@ mod protocol;
 mod putting;
 mod running;
 mod streams;
+mod tunnels;

@@ -4,7 +4,7 @@ use agent::codec::{Decoder, Frame, HEADER_LEN, MAX_PAYLOAD, Message};
 use agent::flow::{INITIAL_CREDIT, ReceiveWindow, SendWindow};
 use agent::message::{
     Armed, Bounds, Ending, Entry, Exit, Fault, FileError, Get, GetDone, GetLimit, Hello, Identity, Memory,
-    NotStarted, Put, Ready, Resume, Resumed, Rlimit, Run, Signal, Skipped, ToAgent, ToHost,
+    NotStarted, Put, Ready, Resume, Resumed, Rlimit, Run, Signal, Skipped, ToAgent, ToHost, Tunnel,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -35,8 +35,9 @@ fn hello() -> impl Strategy<Value = Hello> {
 
 fn run() -> impl Strategy<Value = Run> {
     let limit = select(vec![Rlimit::Nofile, Rlimit::Fsize, Rlimit::Nproc, Rlimit::Core]);
-    (vec(bytes(), 0..5), vec(bytes(), 0..20), bytes(), vec((limit, any::<u64>()), 0..4), any::<bool>())
-        .prop_map(|(argv, env, cwd, rlimits, stdin)| Run { argv, env, cwd, rlimits, stdin })
+    let limits = vec((limit, any::<u64>()), 0..4);
+    (vec(bytes(), 0..5), vec(bytes(), 0..20), bytes(), limits, any::<bool>(), vec(any::<u16>(), 0..4))
+        .prop_map(|(argv, env, cwd, rlimits, stdin, listen)| Run { argv, env, cwd, rlimits, stdin, listen })
 }
 
 fn bounds() -> impl Strategy<Value = Bounds> {
@@ -131,6 +132,7 @@ fn to_host() -> impl Strategy<Value = ToHost> {
         prop::result::maybe_ok(Just(()), file_error()).prop_map(ToHost::EntryDone),
         (bytes(), file_error()).prop_map(|(path, error)| ToHost::Skipped(Skipped { path, error })),
         option::of(limit).prop_map(|stopped_by| ToHost::GetDone(GetDone { stopped_by })),
+        any::<u16>().prop_map(|port| ToHost::Tunnel(Tunnel { port })),
         bytes().prop_map(ToHost::Data),
         any::<u32>().prop_map(ToHost::Credit),
         Just(ToHost::End),
