@@ -52,6 +52,7 @@ bench: setup ## measure whole runs, sandboxes of each tier, a batch and the serv
 	@scripts/as-root scripts/with-libvirt scripts/bench-libvirt $(TARGET)/release/mayfly
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly
 	@scripts/bench-serve
+	@scripts/bench-egress
 
 soak: setup ## runs on each tier that must leave nothing, kills of a batch and of hosts that must lose nothing, the suite under systemd
 	@scripts/packages test guest

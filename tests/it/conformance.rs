@@ -3,6 +3,7 @@
 //! A behaviour is a function over a [`Place`](crate::harness::Place); `on_every_tier!` makes one test of it for
 //! each tier. Nothing in here may know how a tier works.
 
+mod door;
 mod endings;
 mod environment;
 mod files;

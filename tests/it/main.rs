@@ -14,6 +14,7 @@ mod classes;
 mod conformance;
 mod docker;
 mod edges;
+mod egress;
 mod gate;
 mod gvisor;
 mod harness;
