@@ -7,7 +7,7 @@ use pool::Tier;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    catalogue::Way::{After, Beside, Cpu, Deadline, Flood, Host, Look, Memory, Nowhere, Use},
+    catalogue::Way::{After, Beside, Cpu, Deadline, Flood, Host, Look, Memory, Use},
     verdict::Expected::{self, Blocked as B, Contained as C, NotApplicable as N, Own as O, Residual as R},
 };
 
@@ -32,8 +32,6 @@ pub enum Way {
     After,
     /// From the host: what handles a sandbox's bytes, and what others send.
     Host,
-    /// Not at all: there is nothing of the kind in this version.
-    Nowhere,
 }
 
 /// One question.
@@ -132,7 +130,7 @@ pub const CATALOGUE: &[Probe] = &[
     probe("N05", Look, [B, B, B, O], "raw, packet and odd socket families refused (Docker grants NET_RAW by default)", "seccomp families, no CAP_NET_RAW", "DKD SDX"),
     probe("N06", Look, [B, B, B, B], "MAC, IP, ARP spoofing dropped", "nwfilter; no shared L2", "LVN"),
     probe("N07", Beside, [B, B, B, B], "neighbour sandbox unreachable", "netns each; icc=false; port isolated", "LVX FCN"),
-    probe("N08", Nowhere, [N, N, N, N], "with egress on: unlisted host, IP literal, redirect to private address, odd CONNECT port refused; every reached host recorded", "no sandbox can be given egress in this version", "OAI GLV"),
+    probe("N08", Host, [B, B, B, B], "with egress on: unlisted host, IP literal, redirect to private address, odd CONNECT port refused; every reached host recorded", "allow-list, address check and record on the host", "OAI GLV"),
     probe("N09", Look, [C, C, C, C], "connection and bandwidth flood is limited", "tc, nft, <bandwidth>", "FCP"),
     probe("R01", Use, [C, C, C, C], "fork bomb stops at pids.max; host stays responsive", "pids.max", "SRC"),
     probe("R02", Memory, [C, C, C, C], "memory bomb: OOM only inside, whole group dies, no swap growth", "memory.max, swap.max=0, oom.group", "SRC"),

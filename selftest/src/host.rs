@@ -4,6 +4,7 @@
 mod artifacts;
 mod bytes;
 mod documents;
+mod egress;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -75,7 +76,7 @@ impl Everywhere<'_> {
             ),
             "M09" => Some("it takes another user's account; mayfly's own tests ask it of a real store"),
             "X05" => Some(
-                "no sandbox reaches a mirror, cache or proxy (N01 to N04), and a job that names another's artifact is refused; there is no store of both jobs' to ask",
+                "no sandbox reaches a mirror or cache of mayfly's: its proxy keeps nothing (N08), and a job that names another's artifact is refused; there is no store of both jobs' to ask",
             ),
             "X07" => Some("it takes a host that dies while its job runs; mayfly's own tests end such hosts"),
             _ => None,
@@ -90,8 +91,9 @@ pub(crate) async fn of_tier(
     data_dir: &Path,
 ) -> (Looks, Looks) {
     let (mut looks, mut controls) = artifacts::ask(inside, probes).await;
-    let (seen, broken) = watch::ask(inside, probes, data_dir).await;
-    looks.extend(seen);
-    controls.extend(broken);
+    for (seen, broken) in [watch::ask(inside, probes, data_dir).await, egress::ask(inside, probes).await] {
+        looks.extend(seen);
+        controls.extend(broken);
+    }
     (looks, controls)
 }

@@ -211,7 +211,7 @@ impl Inside<'_> {
         Ok(job)
     }
 
-    async fn work(&self, job: &Assignment, company: Company) -> JobResult {
+    pub(crate) async fn work(&self, job: &Assignment, company: Company) -> JobResult {
         self.work_into(job, company, &mut Discard).await
     }
 

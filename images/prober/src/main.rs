@@ -97,6 +97,7 @@ fn main() -> ExitCode {
         Some("flood") => return roles::flood(&clues),
         Some("stay") => return roles::stay(),
         Some("files") => return roles::leave_files(&clues),
+        Some("door") => return roles::ask_the_door(&clues),
         Some(role) => {
             let _ = writeln!(std::io::stderr(), "no role is called {role}");
             return ExitCode::FAILURE;

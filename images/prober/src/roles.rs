@@ -5,7 +5,8 @@
 use std::{
     ffi::CString,
     fs,
-    io::{self, Write},
+    io::{self, BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpStream},
     os::unix::{fs::symlink, net::UnixListener},
     path::Path,
     process::ExitCode,
@@ -65,6 +66,26 @@ fn relative(first: impl FnOnce()) {
             pause();
         }
     }
+}
+
+/// Asks the proxy of its loopback for one connection after the other. Who counts is outside.
+pub(crate) fn ask_the_door(clues: &Clues) -> ExitCode {
+    for target in clues.get("asks").unwrap_or_default().split(',') {
+        let answer = ask(target).unwrap_or_else(|error| error.to_string());
+        let _ = writeln!(io::stdout(), "{target} {answer}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn ask(target: &str) -> io::Result<String> {
+    /// Where mayfly's forward proxy listens.
+    const PROXY: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3128);
+    let mut stream = TcpStream::connect(PROXY)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim().to_owned())
 }
 
 /// Leaves, in the directory that it is told, links to the host, nodes that are no files, and files that are too large; and
