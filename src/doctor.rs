@@ -1,7 +1,7 @@
 //! `mayfly doctor`: what this host can run, what is missing, and the command that mends it.
 //!
-//! Prints what [`pool::host`] saw, and how the service's store stands where one is configured. It looks at nothing by
-//! itself, but for the words of the locale.
+//! Prints what [`pool::host`] saw, how the service's store stands where one is configured, and where tunnels lead. It looks at
+//! nothing by itself, but for the words of the locale.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -32,6 +32,8 @@ struct Report {
     host: HostReport,
     /// What the service form can do here. Empty where none is configured.
     service: Vec<Finding>,
+    /// Where tunnels lead, and whether secrets can be had. Empty where there are none.
+    network: Vec<Finding>,
 }
 
 /// Looks at the host and prints what it saw.
@@ -41,7 +43,7 @@ pub(crate) fn run(
     config: &Config,
     out: &mut impl Write,
 ) -> io::Result<ExitCode> {
-    let report = Report { host: inspect(query), service: service(config)? };
+    let report = Report { host: inspect(query), service: service(config)?, network: network(config)? };
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
@@ -78,6 +80,27 @@ fn service(config: &Config) -> io::Result<Vec<Finding>> {
         }
         Err((why, hint)) => vec![finding("store", "store", State::Missing, why, Some(hint))],
     })
+}
+
+/// Where tunnels lead, and whether secrets can be had.
+fn network(config: &Config) -> io::Result<Vec<Finding>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let seen = runtime.block_on(config.look_at_network());
+    let finding = |(what, found): (String, Result<String, String>)| {
+        let (id, title, hint) = if what.starts_with("secret") {
+            ("secret", "secret", "see `from` of the secret in mayfly.toml")
+        } else {
+            ("tunnel", "tunnel", "see `to`, `addresses`, `ca_file` and `inject` of the tunnel in mayfly.toml")
+        };
+        match found {
+            Ok(detail) => Finding { id, title, state: State::Ok, detail, fix: None },
+            Err(why) => {
+                let detail = if why.starts_with(&what) { why } else { format!("{what}: {why}") };
+                Finding { id, title, state: State::Missing, detail, fix: Some(hint.to_owned()) }
+            }
+        }
+    };
+    Ok(seen.into_iter().map(finding).collect())
 }
 
 /// The signs before each line.
@@ -121,7 +144,7 @@ struct Page<'a, W: Write> {
 }
 
 impl<W: Write> Page<'_, W> {
-    fn report(&mut self, Report { host: report, service }: &Report) -> io::Result<()> {
+    fn report(&mut self, Report { host: report, service, network }: &Report) -> io::Result<()> {
         let gib = report.memory as f64 / f64::from(1 << 30);
         let cpus = if report.cpus == 1 { "CPU" } else { "CPUs" };
         writeln!(self.out, "Linux {}, {} {cpus}, {gib:.1} GiB of memory\n", report.kernel, report.cpus)?;
@@ -136,7 +159,11 @@ impl<W: Write> Page<'_, W> {
         if !service.is_empty() {
             writeln!(self.out, "\nservice")?;
         }
-        service.iter().try_for_each(|finding| self.finding(finding, width))
+        service.iter().try_for_each(|finding| self.finding(finding, width))?;
+        if !network.is_empty() {
+            writeln!(self.out, "\nnetwork")?;
+        }
+        network.iter().try_for_each(|finding| self.finding(finding, width))
     }
 
     fn finding(&mut self, finding: &Finding, width: usize) -> io::Result<()> {
@@ -188,7 +215,9 @@ mod tests {
             tiers,
         };
         let mut out = Vec::new();
-        Page { out: &mut out, marks }.report(&Report { host: report, service: Vec::new() }).unwrap();
+        Page { out: &mut out, marks }
+            .report(&Report { host: report, service: Vec::new(), network: Vec::new() })
+            .unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use egress::Egress;
 use pool::Source;
 use worker::{JobResult, ObservedBy};
 
@@ -41,6 +42,9 @@ pub(crate) fn print(result: &JobResult, out: &mut impl Write) -> io::Result<()> 
         line("cpu", millis(usage.cpu_us))?;
         line("memory", format!("{} at most", ByteSize(usage.peak_memory_bytes)))?;
     }
+    if let Some(egress) = &result.egress {
+        line("network", network(egress))?;
+    }
     for artifact in result.artifacts.iter().take(LISTED) {
         let digest = &artifact.sha256[..artifact.sha256.len().min(12)];
         line("artifact", format!("{} ({}, sha256:{digest}…)", artifact.path, ByteSize(artifact.size)))?;
@@ -49,6 +53,19 @@ pub(crate) fn print(result: &JobResult, out: &mut impl Write) -> io::Result<()> 
         line("", format!("and {more} more"))?;
     }
     Ok(())
+}
+
+fn network(egress: &Egress) -> String {
+    let Egress { made, refused, sent, received, .. } = egress;
+    let reasons: Vec<_> =
+        egress.reasons.iter().map(|(why, times)| format!("{} {times}", why.name())).collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    let connections = if *made == 1 { "connection" } else { "connections" };
+    format!(
+        "{made} {connections}, {} out, {} in; {refused} refused{why}",
+        ByteSize(*sent),
+        ByteSize(*received)
+    )
 }
 
 fn outcome(result: &JobResult) -> String {

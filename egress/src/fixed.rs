@@ -1,11 +1,13 @@
 //! Tunnels: ports of the sandbox's loopback that lead to one place each.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::{
+    refusal::Refusal,
+    resolve::{Hosts, resolve},
     rule::{Host, HostPattern, Ports, Rule, Target},
     secret::{SecretError, SecretRule},
     tls::Trust,
@@ -54,6 +56,11 @@ pub struct Inject {
 }
 
 impl Fixed {
+    /// The addresses to which it would lead now.
+    pub async fn leads_to(&self, hosts: &Hosts) -> Result<Vec<IpAddr>, Refusal> {
+        resolve(&self.to, &self.rule(), hosts).await
+    }
+
     /// The one rule that it goes by: whoever made the tunnel named the place.
     pub(crate) fn rule(&self) -> Rule {
         let host = match &self.to.host {

@@ -94,13 +94,18 @@ pub(crate) async fn request(
     target: &Target,
     upstream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     entry: Arc<Entry>,
+    mut over: Over,
     spawn: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
 ) -> Result<Response<Body>, Refusal> {
     let failed = |error: hyper::Error| Refusal::Connect { target: target.clone(), why: error.to_string() };
     let (mut sender, mut connection) = http1::handshake(TokioIo::new(upstream)).await.map_err(failed)?;
     spawn(Box::pin(async move {
         // It is dropped only after this: a connection that is dropped has ended, and how is not said yet.
-        let ended = if (&mut connection).await.is_ok() { Ended::Closed } else { Ended::Failed };
+        let ended = tokio::select! {
+            biased;
+            () = job_is_over(&mut over) => Ended::JobEnded,
+            ended = &mut connection => if ended.is_ok() { Ended::Closed } else { Ended::Failed },
+        };
         entry.end(ended, None);
     }));
     to_origin_form(&mut request);

@@ -1,6 +1,6 @@
 //! HTTP with the job: a forward proxy that goes by an allow-list, and tunnels that add what the job does not hold.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use hyper::{
     Method, Request, Response,
@@ -49,6 +49,7 @@ pub(crate) struct Injector {
     pub(crate) tls: Option<Trust>,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) tasks: Tasks,
+    pub(crate) over: Over,
 }
 
 /// Serves one connection of the job's until it ends.
@@ -132,7 +133,8 @@ impl Proxy {
             entry.end(Ended::Refused, Some(&refusal));
             return Err(refusal);
         }
-        forward::request(request, &target, upstream, entry, |task| self.tasks.spawn(task)).await
+        let over = self.over.clone();
+        forward::request(request, &target, upstream, entry, over, |task| self.tasks.spawn(task)).await
     }
 
     fn target(&self, asked: &str) -> Result<Target, Refusal> {
@@ -202,15 +204,16 @@ impl AsyncAnswer for Arc<Injector> {
         for (name, value) in &self.headers {
             request.headers_mut().append(name, value.clone());
         }
-        let spawn = |task| self.tasks.spawn(task);
+        let (over, spawn) = (self.over.clone(), |task| self.tasks.spawn(task));
         let Some(tls) = &self.tls else {
-            return forward::request(request, target, upstream, entry, spawn).await;
+            return forward::request(request, target, upstream, entry, over, spawn).await;
         };
-        let encrypted = tls.connect(&target.host, upstream).await.map_err(|error: io::Error| {
+        let encrypted = tls.connect(&target.host, upstream).await.map_err(|(error, upstream)| {
             let refusal = Refusal::Connect { target: target.clone(), why: error.to_string() };
             entry.end(Ended::Failed, Some(&refusal));
+            drop(upstream);
             refusal
         })?;
-        forward::request(request, target, encrypted, entry, spawn).await
+        forward::request(request, target, encrypted, entry, over, spawn).await
     }
 }

@@ -143,7 +143,8 @@ impl Session {
             headers.push(inject.header().await?);
         }
         let (way, fixed, tls) = (way.clone(), fixed.clone(), tls.clone());
-        Ok(WayOut::Http(Arc::new(Injector { way, fixed, tls, headers, tasks: self.tasks.clone() })))
+        let (tasks, over) = (self.tasks.clone(), self.over.subscribe());
+        Ok(WayOut::Http(Arc::new(Injector { way, fixed, tls, headers, tasks, over })))
     }
 
     fn point_to_proxy(&mut self) {

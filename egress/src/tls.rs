@@ -56,15 +56,19 @@ impl Trust {
         Ok(Self(Arc::new(config)))
     }
 
-    pub(crate) async fn connect<S>(&self, host: &Host, stream: S) -> io::Result<TlsStream<S>>
+    /// Gives the stream back with the error: it is not over before somebody has said how it ended.
+    pub(crate) async fn connect<S>(&self, host: &Host, stream: S) -> Result<TlsStream<S>, (io::Error, S)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = match host {
-            Host::Name(name) => ServerName::try_from(name.clone()).map_err(io::Error::other)?,
+            Host::Name(name) => match ServerName::try_from(name.clone()) {
+                Ok(name) => name,
+                Err(error) => return Err((io::Error::other(error), stream)),
+            },
             Host::Address(address) => ServerName::IpAddress(IpAddr::from(*address)),
         };
-        TlsConnector::from(self.0.clone()).connect(name, stream).await
+        TlsConnector::from(self.0.clone()).connect(name, stream).into_fallible().await
     }
 }
 

@@ -4,6 +4,7 @@ mod batch;
 mod bench;
 mod brokers;
 mod claims;
+mod egress;
 mod faults;
 mod inputs;
 mod jobs;

@@ -356,6 +356,38 @@ impl Config {
         Ok(Fixed { name: name.to_owned(), port: part.port, to, addresses: part.addresses.clone(), kind })
     }
 
+    /// Where each tunnel would lead now, and whether each secret can be had: what is spoken of, and what was found.
+    pub async fn look_at_network(&self) -> Vec<(String, Result<String, String>)> {
+        let mut seen = Vec::new();
+        let hosts = self.network.hosts.clone().into_iter().collect::<Hosts>();
+        for (name, part) in &self.tunnels {
+            let users = self.tenants.iter().filter(|(_, tenant)| tenant.tunnels.contains(name));
+            // Whoever may use it has the secrets for it; nobody's still leads somewhere.
+            let tenant = users.map(|(name, _)| name.as_str()).next().unwrap_or("local");
+            let found = match self.fixed(name, part, tenant) {
+                Ok(fixed) => fixed.leads_to(&hosts).await.map_err(|refusal| refusal.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let shown = |found: Vec<IpAddr>| {
+                let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+                format!("{} leads to {} ({})", name, part.to, found.join(", "))
+            };
+            seen.push((format!("tunnel {name}"), found.map(shown)));
+        }
+        for secret in &self.secret {
+            let whose = secret
+                .tenant
+                .as_ref()
+                .map_or("anybody's tunnels".to_owned(), |name| format!("tenant {name}"));
+            let found = secret.rule().can_be_had().await.map_err(|error| error.to_string());
+            seen.push((
+                format!("secret {}", secret.name),
+                found.map(|()| format!("{} can be had, for {whose}", secret.name)),
+            ));
+        }
+        seen
+    }
+
     /// The secrets that a tunnel adds for a tenant: its own, or anybody's.
     fn secrets_of(
         &self,

@@ -6,8 +6,11 @@ mod dashboards;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::{Read, Write as _},
+    net::{Ipv4Addr, TcpListener},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -108,7 +111,8 @@ impl Samples {
 #[test]
 fn what_happens_to_a_host_is_seen_in_its_numbers_and_every_family_moves() {
     let test = "service::metrics::what_happens_to_a_host_is_seen_in_its_numbers_and_every_family_moves";
-    let Some(mut cluster) = Cluster::new(test, Version::Debian12, "") else { return };
+    let door = "allow = ['good.test:*']\n[network.hosts]\n'good.test' = '127.0.0.1'";
+    let Some(mut cluster) = Cluster::new(test, Version::Debian12, door) else { return };
     let mut shown = Shown::serve(&cluster, Cluster::idle_host(), "acceptable_wait = '1us'");
     let tenant = cluster.tenant.clone();
 
@@ -123,6 +127,7 @@ fn what_happens_to_a_host_is_seen_in_its_numbers_and_every_family_moves() {
     );
 
     jobs_end_in_all_ways(&cluster, &mut shown, &tenant);
+    a_job_reaches_out(&cluster, &mut shown, &tenant);
     jobs_wait_and_run(&cluster, &mut shown, &tenant);
     a_sandbox_is_lost(&cluster, &mut shown);
     a_tier_rests(&cluster, &mut shown);
@@ -137,6 +142,31 @@ fn what_happens_to_a_host_is_seen_in_its_numbers_and_every_family_moves() {
     assert_eq!(rare.difference(all).collect::<Vec<_>>(), [""; 0], "rare, and not shown at all");
     shown.host.stop().code(0);
     shown.host.check();
+}
+
+fn a_job_reaches_out(cluster: &Cluster, shown: &mut Shown, tenant: &str) {
+    let outside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = outside.local_addr().unwrap().port();
+    let answering = thread::spawn(move || {
+        let (mut stream, _) = outside.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+    });
+    let before = shown.look();
+    let text = format!("wget -qO- http://good.test:{port}/; wget -qO- http://bad.test/; true");
+    let job = script(&text, &json!({ "allow": [format!("good.test:{port}")] }));
+    let answered = cluster.answer(cluster.send(&cluster.producer(ReplyBy::Queue), "reaches", job));
+    assert_eq!((answered.outcome, answered.stdout.text.as_str()), (Outcome::Succeeded, "ok"), "{answered:?}");
+    answering.join().unwrap();
+    let after = shown.look();
+    let by = |series: String| after.of(&series) - before.of(&series);
+    assert_eq!(by(format!("mayfly_tenant_egress_connections_total{{tenant=\"{tenant}\"}}")), 1.0);
+    assert_eq!(by("mayfly_egress_refused_total{reason=\"name\"}".to_owned()), 1.0);
+    for direction in ["sent", "received"] {
+        let series =
+            format!("mayfly_tenant_egress_bytes_total{{direction=\"{direction}\",tenant=\"{tenant}\"}}");
+        assert!(by(series) > 10.0, "{direction}");
+    }
 }
 
 fn jobs_end_in_all_ways(cluster: &Cluster, shown: &mut Shown, tenant: &str) {
@@ -303,7 +333,7 @@ fn it_stops(cluster: &Cluster, shown: &mut Shown) {
 fn a_port_that_somebody_has_is_named_before_anything_is_made() {
     let test = "service::metrics::a_port_that_somebody_has_is_named_before_anything_is_made";
     let Some(cluster) = Cluster::new(test, Version::Debian12, "") else { return };
-    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
     let mut host = Cluster::idle_host();
     cluster.serve_changed(&mut host, |config| config.replace("127.0.0.1:0", &address), |it| it);

@@ -126,6 +126,12 @@ impl RabbitMq {
         self.version
     }
 
+    /// Where it keeps its messages and its log.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// The port on 127.0.0.1 on which it speaks AMQP.
     #[must_use]
     pub fn port(&self) -> u16 {
