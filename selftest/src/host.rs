@@ -75,9 +75,6 @@ impl Everywhere<'_> {
                 "it takes a producer's account and messages in a queue that is in use; mayfly's own tests ask it of a real broker",
             ),
             "M09" => Some("it takes another user's account; mayfly's own tests ask it of a real store"),
-            "X05" => Some(
-                "no sandbox reaches a mirror or cache of mayfly's: its proxy keeps nothing (N08), and a job that names another's artifact is refused; there is no store of both jobs' to ask",
-            ),
             "X07" => Some("it takes a host that dies while its job runs; mayfly's own tests end such hosts"),
             _ => None,
         }

@@ -5,7 +5,7 @@
 use std::{
     ffi::CString,
     fs,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpStream},
     os::unix::{fs::symlink, net::UnixListener},
     path::Path,
@@ -78,13 +78,19 @@ pub(crate) fn ask_the_door(clues: &Clues) -> ExitCode {
 }
 
 fn ask(target: &str) -> io::Result<String> {
+    const LONGEST_ANSWER: u64 = 64 * 1024;
     /// Where mayfly's forward proxy listens.
     const PROXY: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3128);
     let mut stream = TcpStream::connect(PROXY)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
+    if target.starts_with("http://") {
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: whoever\r\nConnection: close\r\n\r\n")?;
+        BufReader::new(stream).take(LONGEST_ANSWER).read_to_string(&mut answer)?;
+        return Ok(answer.lines().last().unwrap_or_default().trim().to_owned());
+    }
+    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
+    BufReader::new(stream).take(LONGEST_ANSWER).read_line(&mut answer)?;
     Ok(answer.trim().to_owned())
 }
 

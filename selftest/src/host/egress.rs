@@ -2,6 +2,7 @@
 //! asks for others besides. The control asks the same with rules that allow all of it.
 
 use std::{
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -19,7 +20,11 @@ use crate::{
     looks::{Look, Looks},
 };
 
-const ID: &str = "N08";
+/// What a job reaches, and whether it reads there what a former one was answered.
+const REACH: &str = "N08";
+const KEPT: &str = "X05";
+/// Looks of jobs without a way out that are to hold with one.
+const AGAIN: [&str; 7] = ["N01", "N02", "N03", "N04", "N05", "N06", "N09"];
 /// Names that no resolver knows (RFC 6761).
 const LISTED: &str = "listed.test";
 const UNLISTED: &str = "unlisted.test";
@@ -27,11 +32,63 @@ const UNLISTED: &str = "unlisted.test";
 /// What was seen, and what the control saw.
 pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe]) -> (Looks, Looks) {
     let (mut looks, mut controls) = (Looks::default(), Looks::default());
-    if probes.iter().any(|probe| probe.id == ID) {
-        looks.add(ID, look(inside, rules).await.unwrap_or_else(Look::unknown));
-        controls.add(ID, look(inside, no_rules).await.unwrap_or_else(Look::unknown));
+    let asked = |id: &str| probes.iter().any(|probe| probe.id == id);
+    if asked(REACH) {
+        looks.add(REACH, look(inside, rules).await.unwrap_or_else(Look::unknown));
+        controls.add(REACH, look(inside, no_rules).await.unwrap_or_else(Look::unknown));
+    }
+    if asked(KEPT) {
+        looks.add(KEPT, twice(inside, Memory::None).await.unwrap_or_else(Look::unknown));
+        controls.add(KEPT, twice(inside, Memory::First).await.unwrap_or_else(Look::unknown));
+    }
+    let again: Vec<_> = AGAIN.into_iter().filter(|id| asked(id)).collect();
+    if !again.is_empty() {
+        // Of two looks the worse counts.
+        looks.extend(with_a_way_out(inside, &again).await.unwrap_or_default());
     }
     (looks, controls)
+}
+
+/// The same looks in a job that has a way out.
+async fn with_a_way_out(inside: &Inside<'_>, ids: &[&str]) -> Option<Looks> {
+    let mut job = inside.job(ids.iter().map(ToString::to_string), LONG).ok()?;
+    job.egress = Some(Arc::new(plan(rules(1))?));
+    Some(Looks::parse(&inside.work(&job, Company::default()).await.stdout.text))
+}
+
+/// What stands outside: a server that answers each time anew, or a cache that answers as it did first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    None,
+    First,
+}
+
+/// One job asks and is over, the next one asks the same: is it answered by whom it asked, or by what the first one left?
+async fn twice(inside: &Inside<'_>, memory: Memory) -> Result<Look, String> {
+    let outside = Outside::open(move |mut stream, number| {
+        let number = if memory == Memory::First { 1 } else { number };
+        let _ = stream.read(&mut [0; 4096]);
+        let answer = format!("answer {number}");
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: {}\r\n\r\n",
+            answer.len()
+        );
+        let _ = stream.write_all(format!("{head}{answer}").as_bytes());
+    })?;
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let words = ["role=door".to_owned(), format!("asks=http://{LISTED}:{}/", outside.port)];
+        let mut job = inside.job(words, LONG)?;
+        job.egress = Some(Arc::new(plan(rules(outside.port)).ok_or("no such rights can be had")?));
+        let result = inside.work(&job, Company::default()).await;
+        let answer = result.stdout.text.trim().rsplit_once("answer ").map(|(_, number)| number.to_owned());
+        answers.push(answer.ok_or_else(|| told(&result))?);
+    }
+    Ok(match (answers[0].as_str(), answers[1].as_str()) {
+        ("1", "2") => Look::held("the second job was answered anew, by whom it asked"),
+        ("1", "1") => Look::open("the second job was given the answer to the first"),
+        (first, second) => Look::unknown(format!("the answers were {first} and {second}")),
+    })
 }
 
 /// Somebody outside who counts.
@@ -42,7 +99,8 @@ struct Outside {
 }
 
 impl Outside {
-    fn open() -> Result<Self, String> {
+    /// Says how each connection is answered, by its number from 1.
+    fn open(answer: impl Fn(TcpStream, u64) + Send + 'static) -> Result<Self, String> {
         let problem = |error: std::io::Error| format!("nobody can listen on the loopback: {error}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(problem)?;
         let port = listener.local_addr().map_err(problem)?.port();
@@ -50,11 +108,11 @@ impl Outside {
         let over = Arc::new(AtomicBool::new(false));
         let (count, ends) = (reached.clone(), over.clone());
         thread::spawn(move || {
-            while listener.accept().is_ok() {
+            while let Ok((stream, _)) = listener.accept() {
                 if ends.load(Ordering::SeqCst) {
                     break;
                 }
-                count.fetch_add(1, Ordering::SeqCst);
+                answer(stream, count.fetch_add(1, Ordering::SeqCst) + 1);
             }
         });
         Ok(Self { port, reached, over })
@@ -97,12 +155,13 @@ fn plan(rules: Vec<Rule>) -> Option<Plan> {
 }
 
 async fn look(inside: &Inside<'_>, rules: fn(u16) -> Vec<Rule>) -> Result<Look, String> {
-    let (outside, other) = (Outside::open()?, Outside::open()?);
+    let (outside, other) = (Outside::open(|_, _| {})?, Outside::open(|_, _| {})?);
     let asks = [
         format!("{LISTED}:{}", outside.port),
         format!("{UNLISTED}:{}", outside.port),
         format!("127.0.0.1:{}", outside.port),
         format!("localhost:{}", outside.port),
+        "169.254.169.254:80".to_owned(),
         format!("{LISTED}:{}", other.port),
     ];
     let mut job = inside.job(["role=door".to_owned(), format!("asks={}", asks.join(","))], LONG)?;
