@@ -137,9 +137,11 @@ fn a_daemon_that_hangs_holds_up_nobody_for_ever() {
 fn a_container_that_cannot_be_removed_is_quarantined_and_the_job_has_its_result() {
     with_own_daemon(|place, daemon| {
         let mut running = place.shell("echo ready; read end; exit 7").args(["--stdin", "--json"]).start();
-        let id =
-            eventually("there is a container", || containers(daemon).first().map(|_| only_container(daemon)));
-        let file = daemon.folder().join("data/containers").join(id).join("hostname");
+        // Not before the job has its sandbox: the daemon itself writes to the file until the container has started.
+        eventually("the job has its sandbox", || {
+            place.node.sandboxes().into_iter().find(|sandbox| !sandbox.job().is_empty())
+        });
+        let file = daemon.folder().join("data/containers").join(only_container(daemon)).join("hostname");
         let set = |flag: &str| Command::new("chattr").arg(flag).arg(&file).status().unwrap().success();
         eventually("the file is there", || set("+i").then_some(()));
         running.say("now\n");
