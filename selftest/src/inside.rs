@@ -1,7 +1,8 @@
 //! The probes as jobs: admitted, staged, run and given back like anybody's.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
+use egress::Plan;
 use images::ImageRef;
 use pool::{Id, Tier};
 use scheduler::{Origin, Policy, admit};
@@ -29,12 +30,14 @@ const BURST: f64 = 1.35;
 const SLACK: Duration = Duration::from_secs(15);
 
 /// Sandboxes of one tier.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Inside<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) tier: Tier,
     pub(crate) image: &'a ImageRef,
     pub(crate) clues: &'a Clues,
+    /// The way out that each of its jobs has.
+    pub(crate) egress: Option<Arc<Plan>>,
 }
 
 impl Inside<'_> {
@@ -71,6 +74,9 @@ impl Inside<'_> {
     async fn look(&self, ids: &[&str]) -> Result<Looks, String> {
         let job = self.job(ids.iter().map(ToString::to_string), LONG)?;
         let result = self.work(&job, Company::default()).await;
+        if self.egress.is_some() && result.egress.is_none() {
+            return Err(format!("it had no way out: {}", told(&result)));
+        }
         let mut looks = Looks::parse(&result.stdout.text);
         for id in ids {
             if looks.of(id).is_none() {
@@ -203,6 +209,7 @@ impl Inside<'_> {
         let mut job = admit(job, origin, &Policy::default()).map_err(|refusal| refusal.to_string())?;
         // A job cannot ask for these, an operator's class can.
         job.want.limits.inodes = limits.inodes;
+        job.egress.clone_from(&self.egress);
         job.files.push(StagedFile {
             path: PROBER.to_owned(),
             mode: 0o755,

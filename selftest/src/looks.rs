@@ -73,10 +73,9 @@ impl Looks {
 
     /// Adds one. Said twice, the worse counts: whoever can add a line can say that something held.
     pub fn add(&mut self, id: &str, look: Look) {
-        if self.0.get(id).is_some_and(|before| before.seen == Seen::Open) {
-            return;
+        if self.0.get(id).is_none_or(|before| before.seen <= look.seen) {
+            self.0.insert(id.to_owned(), look);
         }
-        self.0.insert(id.to_owned(), look);
     }
 
     /// All but one.
@@ -91,6 +90,15 @@ impl Looks {
         for (id, look) in others.0 {
             self.add(&id, look);
         }
+    }
+
+    /// The same, and in each evidence under what circumstances it was seen.
+    #[must_use]
+    pub(crate) fn seen(mut self, circumstances: &str) -> Self {
+        for look in self.0.values_mut() {
+            look.evidence = format!("{circumstances}: {}", look.evidence);
+        }
+        self
     }
 
     /// The look of a probe.
@@ -116,6 +124,19 @@ mod tests {
     fn a_line_that_is_added_makes_nothing_better() {
         let looks = Looks::parse("P01\topen\troot\nP01\theld\tnothing to see\n");
         assert_eq!(looks.of("P01").map(|look| look.seen), Some(Seen::Open));
+    }
+
+    #[test]
+    fn what_could_not_be_told_once_is_not_told_by_another_look_that_held() {
+        let twice = |first, second| {
+            let mut looks = Looks::default();
+            looks.add("N01", first);
+            looks.add("N01", second);
+            looks.of("N01").map(|look| look.seen)
+        };
+        assert_eq!(twice(Look::held("x"), Look::unknown("y")), Some(Seen::Unknown));
+        assert_eq!(twice(Look::unknown("y"), Look::held("x")), Some(Seen::Unknown));
+        assert_eq!(twice(Look::unknown("y"), Look::open("z")), Some(Seen::Open));
     }
 
     #[test]

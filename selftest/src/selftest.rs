@@ -85,8 +85,13 @@ impl Selftest<'_> {
         let mut tiers = Vec::new();
         for tier in &self.tiers {
             tell(tier.name());
-            let inside =
-                Inside { worker: self.worker, tier: *tier, image: &self.image, clues: &ground.clues };
+            let inside = Inside {
+                worker: self.worker,
+                tier: *tier,
+                image: &self.image,
+                clues: &ground.clues,
+                egress: None,
+            };
             let mut looks = Box::pin(inside.ask(&self.probes)).await;
             if *tier == Tier::Vm {
                 // Its own kernel labels nothing; what counts is the machine's process.

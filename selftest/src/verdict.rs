@@ -91,16 +91,16 @@ impl Verdict {
     }
 }
 
-/// What one look saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What one look saw, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Seen {
     /// It is refused, hidden or limited.
     Held,
-    /// It is visible, writable or unlimited.
-    Open,
     /// It could not be told.
     Unknown,
+    /// It is visible, writable or unlimited.
+    Open,
 }
 
 /// What two looks mean. A probe whose control is not open is void: what nobody can do says nothing about a sandbox.

@@ -24,7 +24,8 @@ use crate::{
 const REACH: &str = "N08";
 const KEPT: &str = "X05";
 /// Looks of jobs without a way out that are to hold with one.
-const AGAIN: [&str; 7] = ["N01", "N02", "N03", "N04", "N05", "N06", "N09"];
+const AGAIN: [&str; 8] = ["N01", "N02", "N03", "N04", "N05", "N06", "N07", "N09"];
+const NO_RIGHTS: &str = "no such rights can be had";
 /// Names that no resolver knows (RFC 6761).
 const LISTED: &str = "listed.test";
 const UNLISTED: &str = "unlisted.test";
@@ -41,19 +42,18 @@ pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe]) -> (Look
         looks.add(KEPT, twice(inside, Memory::None).await.unwrap_or_else(Look::unknown));
         controls.add(KEPT, twice(inside, Memory::First).await.unwrap_or_else(Look::unknown));
     }
-    let again: Vec<_> = AGAIN.into_iter().filter(|id| asked(id)).collect();
-    if !again.is_empty() {
-        // Of two looks the worse counts.
-        looks.extend(with_a_way_out(inside, &again).await.unwrap_or_default());
-    }
+    let again: Vec<_> = probes.iter().copied().filter(|probe| AGAIN.contains(&probe.id)).collect();
+    // Of two looks the worse counts.
+    looks.extend(with_a_way_out(inside, &again).await.seen("with a way out"));
     (looks, controls)
 }
 
-/// The same looks in a job that has a way out.
-async fn with_a_way_out(inside: &Inside<'_>, ids: &[&str]) -> Option<Looks> {
-    let mut job = inside.job(ids.iter().map(ToString::to_string), LONG).ok()?;
-    job.egress = Some(Arc::new(plan(rules(1))?));
-    Some(Looks::parse(&inside.work(&job, Company::default()).await.stdout.text))
+/// The same looks in jobs that have a way out, and with a neighbour that has one.
+async fn with_a_way_out(inside: &Inside<'_>, probes: &[&'static Probe]) -> Looks {
+    match plan(rules(1)) {
+        Some(plan) => Inside { egress: Some(Arc::new(plan)), ..inside.clone() }.ask(probes).await,
+        None => Looks::unknown_of(probes, NO_RIGHTS),
+    }
 }
 
 /// What stands outside: a server that answers each time anew, or a cache that answers as it did first.
@@ -79,7 +79,7 @@ async fn twice(inside: &Inside<'_>, memory: Memory) -> Result<Look, String> {
     for _ in 0..2 {
         let words = ["role=door".to_owned(), format!("asks=http://{LISTED}:{}/", outside.port)];
         let mut job = inside.job(words, LONG)?;
-        job.egress = Some(Arc::new(plan(rules(outside.port)).ok_or("no such rights can be had")?));
+        job.egress = Some(Arc::new(plan(rules(outside.port)).ok_or(NO_RIGHTS)?));
         let result = inside.work(&job, Company::default()).await;
         let answer = result.stdout.text.trim().rsplit_once("answer ").map(|(_, number)| number.to_owned());
         answers.push(answer.ok_or_else(|| told(&result))?);
@@ -165,7 +165,7 @@ async fn look(inside: &Inside<'_>, rules: fn(u16) -> Vec<Rule>) -> Result<Look, 
         format!("{LISTED}:{}", other.port),
     ];
     let mut job = inside.job(["role=door".to_owned(), format!("asks={}", asks.join(","))], LONG)?;
-    job.egress = Some(Arc::new(plan(rules(outside.port)).ok_or("no such rights can be had")?));
+    job.egress = Some(Arc::new(plan(rules(outside.port)).ok_or(NO_RIGHTS)?));
     let result = inside.work(&job, Company::default()).await;
     let reached = outside.reached.load(Ordering::SeqCst) + other.reached.load(Ordering::SeqCst);
     let egress = result.egress.as_ref().ok_or_else(|| told(&result))?;

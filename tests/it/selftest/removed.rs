@@ -189,23 +189,33 @@ fn an_interface_to_the_outside_is_exposed() {
 
 #[test]
 fn servers_and_addresses_within_reach_are_exposed() {
-    exposed_without(&["N02", "N03", "N04", "N07", "N09"], &[], |pid| {
-        for reachable in ["169.254.169.254/32", "10.99.0.1/32", "192.0.2.1/32"] {
-            address(pid, reachable);
-        }
-        in_its_network(pid, || {
-            let resolver = UdpSocket::bind("127.0.0.2:53").unwrap();
-            thread::spawn(move || {
-                let mut question = [0; 512];
-                while let Ok((bytes, from)) = resolver.recv_from(&mut question) {
-                    resolver.send_to(&question[..bytes], from).unwrap();
-                }
-            });
-            let add = |sum: u16, byte: u8| sum.wrapping_mul(31).wrapping_add(u16::from(byte));
-            let neighbour = 20_000 + TOKEN.bytes().fold(7_u16, add) % 10_000;
-            ["169.254.169.254:80".to_owned(), "10.99.0.1:4242".to_owned(), format!("127.0.0.1:{neighbour}")]
-                .map(|place| TcpListener::bind(place).unwrap())
+    exposed_without(&REACHED, &[], within_reach);
+}
+
+#[test]
+fn servers_and_addresses_within_reach_are_exposed_to_a_job_with_a_way_out() {
+    exposed_without(&REACHED, &["--allow", "listed.test"], within_reach);
+}
+
+const REACHED: [&str; 5] = ["N02", "N03", "N04", "N07", "N09"];
+
+/// Puts into a sandbox's network what is outside of it.
+fn within_reach(pid: u32) {
+    for reachable in ["169.254.169.254/32", "10.99.0.1/32", "192.0.2.1/32"] {
+        address(pid, reachable);
+    }
+    in_its_network(pid, || {
+        let resolver = UdpSocket::bind("127.0.0.2:53").unwrap();
+        thread::spawn(move || {
+            let mut question = [0; 512];
+            while let Ok((bytes, from)) = resolver.recv_from(&mut question) {
+                resolver.send_to(&question[..bytes], from).unwrap();
+            }
         });
+        let add = |sum: u16, byte: u8| sum.wrapping_mul(31).wrapping_add(u16::from(byte));
+        let neighbour = 20_000 + TOKEN.bytes().fold(7_u16, add) % 10_000;
+        ["169.254.169.254:80".to_owned(), "10.99.0.1:4242".to_owned(), format!("127.0.0.1:{neighbour}")]
+            .map(|place| TcpListener::bind(place).unwrap())
     });
 }
 
