@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 
-use agent::message::{Bounds, Hello, Memory, Resume, Resumed};
+use agent::message::{Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
 use nix::mount::{MsFlags, mount};
 
 use self::bounds::JobCgroup;
@@ -36,6 +36,19 @@ struct Owner {
     uid: u32,
     gid: u32,
     writable_root: bool,
+}
+
+impl Owner {
+    /// What the host will say of a job's process, for one that runs before there is a word of the host's.
+    fn greeting(self) -> Hello {
+        let identity = Identity { agent: self.uid, uid: self.uid, gid: self.gid };
+        Hello {
+            version: VERSION,
+            nonce: [0; 32],
+            identity: Some(identity),
+            writable_root: self.writable_root,
+        }
+    }
 }
 
 /// What the agent can still do to its machine, until a job's first byte arrives.
@@ -92,6 +105,8 @@ fn settle(owner: Owner) -> Result<Surroundings, Failure> {
     let names = root::enter(owner)?;
     sys::loopback_up().at("bring up the loopback interface")?;
     let cgroups = JobCgroups { tasks: Vec::new(), directory: Some(job.directory()?) };
+    // What a program's start reads from the disk is then in the memory that all lives begin in.
+    life::rehearse(&owner.greeting(), &cgroups)?;
     Ok(Surroundings { cgroups, machine: Some(Machine { names, job }) })
 }
 
