@@ -24,7 +24,7 @@ use std::{
 };
 
 use images::{Image, RootMode, Silent, Store};
-use tokio::{sync::OnceCell, task::spawn_blocking, time::timeout};
+use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 
 pub use self::{
     accelerator::Accelerator,
@@ -64,8 +64,8 @@ pub(crate) struct Tier {
     workshop: Arc<Workshop>,
     store: Store,
     settings: Vm,
-    /// Asked when the first machine is wanted: most pools never want one.
-    host: OnceCell<Host>,
+    /// Asked when the first machine is wanted, for most pools never want one, and again when QEMU is another.
+    host: Mutex<Option<Host>>,
     judge: Judge,
     maker: Maker,
 }
@@ -98,22 +98,22 @@ impl Tier {
                 Maker::Libvirt(Libvirt::new(Arc::clone(&workshop), libvirt.clone(), node))
             }
         };
-        Self { workshop, store, settings, host: OnceCell::new(), judge: Judge::new(run_dir), maker }
+        Self { workshop, store, settings, host: Mutex::default(), judge: Judge::new(run_dir), maker }
     }
 
     /// Makes a sandbox and proves that it is clean.
     pub(crate) async fn make(&self, image: Arc<Image>, limits: Limits) -> Result<Proof, MakeError> {
         let started = Instant::now();
         let form = self.form(&image).await?;
-        let host = self.host.get_or_try_init(|| self.look(&image)).await?;
-        let machine = Machine::of(form, &image, &limits, host.qemu.clone(), host.accelerator);
+        let Host { qemu, accelerator } = self.look(&form).await?;
+        let machine = Machine::of(form, &image, &limits, qemu, accelerator);
         let begun = match &self.maker {
             Maker::Fork(fork) => self.begin(fork, &machine, &image, &limits).await?,
             Maker::Libvirt(libvirt) => libvirt.make(&machine, &image, &limits).await?,
         };
         let Begun { generation, sandbox, channel, ready } = begun;
         failpoint::pass("vm-clean");
-        let body = Body::Vm { sandbox, accelerator: host.accelerator };
+        let body = Body::Vm { sandbox, accelerator };
         Ok(Proof { generation, image, limits, ready, making: started.elapsed(), channel, body })
     }
 
@@ -125,7 +125,7 @@ impl Tier {
         image: &Image,
         limits: &Limits,
     ) -> Result<Begun, MakeError> {
-        let template = fork.template(machine).await?;
+        let template = fork.template(machine, bounds_of(limits)).await?;
         let generation = Id::random();
         let remains = self.workshop.lay_out(generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
@@ -134,9 +134,7 @@ impl Tier {
         let settled = async {
             let mut channel = fork.clone_of(&template, machine, &mut sandbox, &complaints).await?;
             failpoint::pass("vm-begun");
-            if !failpoint::is_off("vm-gate") {
-                freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
-            }
+            freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
             let writable_root = image.config.root == RootMode::Writable;
             let ready =
                 greeting::greet(&mut channel, Some(identity(image)), writable_root, MAKING_DEADLINE).await?;
@@ -157,11 +155,15 @@ impl Tier {
         }
     }
 
-    async fn look(&self, image: &Arc<Image>) -> Result<Host, MakeError> {
+    /// What machines run on now: packages are upgraded under a host that serves.
+    async fn look(&self, form: &images::MachineForm) -> Result<Host, MakeError> {
         let qemu = qemu::find(&self.settings)?;
-        let form = self.form(image).await?;
-        let accelerator = self.judge.choose(&self.settings, &qemu, &form, &self.workshop).await?;
-        Ok(Host { qemu, accelerator })
+        let mut host = self.host.lock().await;
+        if let Some(host) = host.as_ref().filter(|host| host.qemu == qemu) {
+            return Ok(host.clone());
+        }
+        let accelerator = self.judge.choose(&self.settings, &qemu, form, &self.workshop).await?;
+        Ok(host.insert(Host { qemu, accelerator }).clone())
     }
 
     async fn form(&self, image: &Arc<Image>) -> Result<images::MachineForm, VmError> {

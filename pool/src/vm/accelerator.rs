@@ -6,7 +6,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use images::MachineForm;
@@ -24,6 +24,9 @@ use crate::workshop::{MakeError, Workshop};
 
 /// How long a guest may take to boot under KVM. Alone it takes a second.
 const PROBE: Duration = Duration::from_secs(10);
+
+/// For how long a guest that only took too long, or a host that had no room for one, is not tried again.
+const AGAIN: Duration = Duration::from_secs(600);
 
 const KVM: &str = "/dev/kvm";
 
@@ -65,6 +68,17 @@ struct Verdict {
     kernel: String,
     /// Why it does not work, if it does not.
     why_not: Option<String>,
+    /// Until when that holds, where another try may find otherwise.
+    until: Option<SystemTime>,
+}
+
+/// What became of a guest that was booted under KVM.
+enum Probed {
+    Boots,
+    /// KVM or QEMU says why not.
+    Fails(String),
+    /// It may have been the host, which was busy or full.
+    Unclear(String),
 }
 
 /// Decides, once for each boot of the host.
@@ -94,9 +108,13 @@ impl Judge {
         let why_not = if let Some(verdict) = remembered {
             verdict.why_not
         } else {
-            let why_not = probe(qemu, form, workshop).await;
+            let (why_not, until) = match probe(qemu, form, workshop).await {
+                Probed::Boots => (None, None),
+                Probed::Fails(why) => (Some(why), None),
+                Probed::Unclear(why) => (Some(why), Some(SystemTime::now() + AGAIN)),
+            };
             let kernel = form.release.clone();
-            self.remember(&Verdict { host, kernel, why_not: why_not.clone() })?;
+            self.remember(&Verdict { host, kernel, why_not: why_not.clone(), until })?;
             why_not
         };
         match why_not {
@@ -108,7 +126,9 @@ impl Judge {
 
     fn remembered(&self, host: &str) -> Option<Verdict> {
         let text = fs::read(&self.file).ok()?;
-        serde_json::from_slice::<Verdict>(&text).ok().filter(|verdict| verdict.host == host)
+        let verdict = serde_json::from_slice::<Verdict>(&text).ok()?;
+        let holds = verdict.until.is_none_or(|until| SystemTime::now() < until);
+        (verdict.host == host && holds).then_some(verdict)
     }
 
     fn remember(&self, verdict: &Verdict) -> Result<(), VmError> {
@@ -164,16 +184,19 @@ pub(crate) fn outlook(settings: &Vm, run_dir: &Path, qemu: &qemu::Installed) -> 
     }
 }
 
-/// Boots a machine under KVM; gives why that failed.
-async fn probe(qemu: &qemu::Installed, form: &MachineForm, workshop: &Workshop) -> Option<String> {
+async fn probe(qemu: &qemu::Installed, form: &MachineForm, workshop: &Workshop) -> Probed {
     if !Path::new(KVM).exists() {
-        return Some(format!("there is no {KVM}"));
+        return Probed::Fails(format!("there is no {KVM}"));
     }
     let machine = Machine::smallest(form.clone(), qemu.clone(), Accelerator::Kvm);
+    let failed = |error: &MakeError| format!("a guest does not boot: {error}");
     match timeout(PROBE, fork::boots(workshop, &machine)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(format!("a guest does not boot: {error}")),
-        Err(_) => Some(format!("a guest did not boot within {PROBE:?}")),
+        Ok(Ok(())) => Probed::Boots,
+        Ok(Err(error @ (MakeError::Complaint { .. } | MakeError::Vm(VmError::Monitor(_))))) => {
+            Probed::Fails(failed(&error))
+        }
+        Ok(Err(error)) => Probed::Unclear(failed(&error)),
+        Err(_) => Probed::Unclear(format!("a guest did not boot within {PROBE:?}")),
     }
 }
 
@@ -182,7 +205,20 @@ mod tests {
     use super::*;
 
     fn verdict(host: &str, why_not: Option<&str>) -> Verdict {
-        Verdict { host: host.to_owned(), kernel: "6.1".to_owned(), why_not: why_not.map(ToOwned::to_owned) }
+        let why_not = why_not.map(ToOwned::to_owned);
+        Verdict { host: host.to_owned(), kernel: "6.1".to_owned(), why_not, until: None }
+    }
+
+    #[test]
+    fn what_a_busy_host_may_have_caused_is_asked_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let judge = Judge::new(folder.path());
+        let until = |until| Verdict { until: Some(until), ..verdict("this boot", Some("it was slow")) };
+        let later = until(SystemTime::now() + AGAIN);
+        judge.remember(&later).unwrap();
+        assert_eq!(judge.remembered("this boot"), Some(later));
+        judge.remember(&until(SystemTime::now())).unwrap();
+        assert_eq!(judge.remembered("this boot"), None);
     }
 
     #[test]

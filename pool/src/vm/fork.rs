@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use agent::message::Bounds;
 use serde_json::json;
 use tokio::{net::UnixStream, sync::OnceCell, time::sleep};
 
@@ -46,7 +47,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Fork {
     workshop: Arc<Workshop>,
-    /// By the form's directory and the machine's shape. Each is made once, and whoever comes meanwhile waits.
+    /// By the machine's kind. Each is made once, and whoever comes meanwhile waits.
     templates: Mutex<HashMap<String, Arc<OnceCell<Arc<Template>>>>>,
 }
 
@@ -83,14 +84,20 @@ impl Fork {
     }
 
     /// The template of a kind of machines: of this process, of the disk, or booted now.
-    pub(super) async fn template(&self, machine: &Machine) -> Result<Arc<Template>, MakeError> {
-        let name = format!("{} {}", machine.form.digest, machine.shape());
+    ///
+    /// Lives with these bounds need not be given them once more.
+    pub(super) async fn template(
+        &self,
+        machine: &Machine,
+        bounds: Bounds,
+    ) -> Result<Arc<Template>, MakeError> {
         let cell = {
             // Nothing panics between two halves of a change.
             let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(templates.entry(name).or_default())
+            Arc::clone(templates.entry(machine.kind()).or_default())
         };
-        let template = cell.get_or_try_init(|| template::load_or_boot(&self.workshop, machine)).await?;
+        let template =
+            cell.get_or_try_init(|| template::load_or_boot(&self.workshop, machine, bounds)).await?;
         Ok(Arc::clone(template))
     }
 

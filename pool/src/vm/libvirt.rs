@@ -81,7 +81,7 @@ impl Libvirt {
     ) -> Result<Begun, MakeError> {
         let open = || Stable::open(&self.settings, &self.workshop.instance, &self.node);
         let stable = self.stable.get_or_try_init(open).await.map_err(VmError::from)?;
-        let kind = format!("{} {} {}", machine.form.digest, machine.shape(), machine.kernel_command_line());
+        let kind = machine.kind();
         if let Some(domain) = stable.take(&kind) {
             match self.begin(domain, machine, image, limits).await {
                 Ok(begun) => return Ok(begun),
@@ -116,7 +116,9 @@ impl Libvirt {
             let mut channel = settle(&mut sandbox, process)?;
             let least =
                 Limits { memory: Limits::LEAST_MEMORY, disk: Limits::LEAST_DISK, ..Limits::default() };
-            freshness::renew(&mut channel, generation, bounds_of(&least)).await.map_err(VmError::from)?;
+            freshness::renew_first(&mut channel, generation, bounds_of(&least))
+                .await
+                .map_err(VmError::from)?;
             sandbox.domain().keep().await.map_err(VmError::from)?;
             failpoint::pass("vm-kept");
             Ok::<_, MakeError>(())

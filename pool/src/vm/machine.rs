@@ -91,6 +91,11 @@ impl Machine {
         format!("{}-{}cpu-{}mib", self.accelerator, self.cpus, self.memory / MIB)
     }
 
+    /// What tells its lives from those of every other kind. One QEMU's state is not another's.
+    pub(super) fn kind(&self) -> String {
+        format!("{} {} {} {}", self.form.digest, self.shape(), self.kernel_command_line(), self.qemu.identity)
+    }
+
     /// What its process may use on the host.
     pub(super) fn host_limits(&self, limits: &Limits) -> Limits {
         Limits { memory: self.memory + QEMU_NEEDS, pids: QEMU_THREADS + self.cpus, ..*limits }

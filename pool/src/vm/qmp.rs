@@ -43,6 +43,9 @@ pub enum QmpError {
     /// What it says is not what a monitor says.
     #[error("QEMU's monitor said something that is no answer")]
     Unexpected,
+    /// Nobody had asked for that.
+    #[error("QEMU stopped the guest, which it cannot run")]
+    Stopped,
     /// A machine's state could not be taken over.
     #[error("QEMU could not {0}")]
     Migration(&'static str),
@@ -51,6 +54,8 @@ pub enum QmpError {
 /// A conversation with one QEMU.
 pub(super) struct Monitor {
     reader: BufReader<Take<OwnedReadHalf>>,
+    /// What has come of a line, which outlives whoever waited for it.
+    line: Vec<u8>,
     writer: OwnedWriteHalf,
 }
 
@@ -59,7 +64,7 @@ impl Monitor {
     pub(super) async fn open(stream: StdStream) -> Result<Self, QmpError> {
         stream.set_nonblocking(true).map_err(QmpError::Io)?;
         let (reader, writer) = UnixStream::from_std(stream).map_err(QmpError::Io)?.into_split();
-        let mut monitor = Self { reader: BufReader::new(reader.take(MOST)), writer };
+        let mut monitor = Self { reader: BufReader::new(reader.take(MOST)), line: Vec::new(), writer };
         let greeting = monitor.read().await?;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::Unexpected);
@@ -86,6 +91,17 @@ impl Monitor {
         self.answer("getfd").await.map(drop)
     }
 
+    /// Waits until QEMU says that the guest does not run any more, and gives why. May be given up at any time.
+    pub(super) async fn stopped(&mut self) -> QmpError {
+        loop {
+            match self.read().await {
+                Ok(said) if said["event"] == "STOP" => return QmpError::Stopped,
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
     async fn answer(&mut self, command: &'static str) -> Result<Value, QmpError> {
         loop {
             let mut said = self.read().await?;
@@ -101,10 +117,11 @@ impl Monitor {
     }
 
     async fn read(&mut self) -> Result<Value, QmpError> {
-        let mut line = String::new();
-        match self.reader.read_line(&mut line).await {
+        match self.reader.read_until(b'\n', &mut self.line).await {
             Ok(0) => Err(QmpError::Closed),
-            Ok(_) => serde_json::from_str(&line).map_err(|_| QmpError::Unexpected),
+            Ok(_) => {
+                serde_json::from_slice(&std::mem::take(&mut self.line)).map_err(|_| QmpError::Unexpected)
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(QmpError::Closed),
             Err(error) => Err(QmpError::Io(error)),
         }

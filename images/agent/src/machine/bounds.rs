@@ -1,5 +1,6 @@
 //! The job's cgroup inside the machine. Its tree is mounted where no job can go.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,8 @@ pub(super) struct JobCgroup {
     /// Opened while the agent may: it reads them when it has no right left.
     events: OwnedFd,
     peak: Option<OwnedFd>,
+    /// Those in force: what is so already is not written again, for where code is translated as it runs each step costs.
+    bounds: Cell<Option<Bounds>>,
 }
 
 impl JobCgroup {
@@ -41,7 +44,7 @@ impl JobCgroup {
         let events = read("memory.events").at("open memory.events")?;
         // Since Linux 5.19; before it the peak is not known.
         let peak = read("memory.peak").ok();
-        Ok(Self { directory, events, peak })
+        Ok(Self { directory, events, peak, bounds: Cell::new(None) })
     }
 
     pub(super) fn directory(&self) -> Result<OwnedFd, Failure> {
@@ -49,9 +52,20 @@ impl JobCgroup {
     }
 
     pub(super) fn bound(&self, bounds: &Bounds) -> Result<(), Failure> {
-        write(&self.directory, "memory.max", &bounds.memory.to_string())?;
-        write(&self.directory, "pids.max", &bounds.pids.to_string())?;
-        root::resize(bounds)
+        // Unknown again where a step fails.
+        let before = self.bounds.take();
+        let changes = |of: fn(&Bounds) -> u64| before.as_ref().map(of) != Some(of(bounds));
+        if changes(|it| it.memory) {
+            write(&self.directory, "memory.max", &bounds.memory.to_string())?;
+        }
+        if changes(|it| it.pids.into()) {
+            write(&self.directory, "pids.max", &bounds.pids.to_string())?;
+        }
+        if changes(|it| it.disk) || changes(|it| it.inodes) {
+            root::resize(bounds)?;
+        }
+        self.bounds.set(Some(*bounds));
+        Ok(())
     }
 
     pub(super) fn memory(&self) -> Memory {

@@ -17,9 +17,9 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
+use agent::message::Bounds;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use serde_json::json;
 use tokio::{task::spawn_blocking, time::timeout};
@@ -33,9 +33,6 @@ use crate::{
     vm::{BOOT_DEADLINE, bounds_of, freshness, qmp::QmpError},
     workshop::{MakeError, Workshop},
 };
-
-/// By how much a test has a template's clock be wrong.
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// What clones begin from.
 #[derive(Debug)]
@@ -82,6 +79,7 @@ fn memory_file(name: &str, size: u64) -> io::Result<OwnedFd> {
 pub(super) async fn load_or_boot(
     workshop: &Workshop,
     machine: &Machine,
+    bounds: Bounds,
 ) -> Result<std::sync::Arc<Template>, MakeError> {
     let place = store::Place::of(machine);
     let reading = place.clone();
@@ -97,15 +95,22 @@ pub(super) async fn load_or_boot(
     if let Some(template) = read? {
         return Ok(template.into());
     }
-    let template = boot(workshop, machine).await?;
+    let template = boot(workshop, machine, bounds).await?;
     failpoint::pass("vm-kept");
-    let written = spawn_blocking(move || place.write(&template).map(|()| template)).await;
+    let kept = spawn_blocking(move || {
+        if let Err(error) = place.write(&template) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "only this process has this template: the next one boots a machine again");
+        }
+        template
+    });
+    let template = kept.await.map_err(VmError::Stopped)?;
     drop(lock);
-    Ok(written.map_err(VmError::Stopped)??.into())
+    Ok(template.into())
 }
 
 /// Boots a machine, waits until its agent has answered once, and stops it there.
-async fn boot(workshop: &Workshop, machine: &Machine) -> Result<Template, MakeError> {
+async fn boot(workshop: &Workshop, machine: &Machine, bounds: Bounds) -> Result<Template, MakeError> {
     let failed = |doing| VmError::template(doing, machine.shape());
     let memory = memory_file("mayfly-memory", machine.memory).map_err(failed("make memory for"))?;
     let state = memory_file("mayfly-state", 0).map_err(failed("make the state of"))?;
@@ -120,12 +125,13 @@ async fn boot(workshop: &Workshop, machine: &Machine) -> Result<Template, MakeEr
     let started = async {
         let Running { mut channel, mut monitor } =
             start(workshop, &mut sandbox, machine, Begin::Boot, &files, &complaints).await?;
-        let least = Limits { memory: Limits::LEAST_MEMORY, disk: Limits::LEAST_DISK, ..Limits::default() };
         failpoint::pass("vm-booting");
-        // Nobody waits for a template to be old.
-        let ago = if failpoint::is_off("vm-template-clock") { HOUR } else { Duration::ZERO };
-        let bounds = bounds_of(&least);
-        freshness::renew_as_of(&mut channel, generation, bounds, ago).await.map_err(VmError::from)?;
+        let renewed = freshness::renew_first(&mut channel, generation, bounds);
+        tokio::select! {
+            renewed = renewed => renewed.map_err(VmError::from)?,
+            // A guest that cannot run says nothing, for ever.
+            stopped = monitor.stopped() => return Err(VmError::from(stopped).into()),
+        }
         stop(&mut monitor, &state).await.map_err(VmError::from)?;
         Ok::<_, MakeError>(())
     };
@@ -137,7 +143,8 @@ async fn boot(workshop: &Workshop, machine: &Machine) -> Result<Template, MakeEr
 
 /// Whether a machine boots at all.
 pub(crate) async fn boots(workshop: &Workshop, machine: &Machine) -> Result<(), MakeError> {
-    boot(workshop, machine).await.map(drop)
+    let least = Limits { memory: Limits::LEAST_MEMORY, disk: Limits::LEAST_DISK, ..Limits::default() };
+    boot(workshop, machine, bounds_of(&least)).await.map(drop)
 }
 
 /// Stops a machine and keeps the state of its devices.

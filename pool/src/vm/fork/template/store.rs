@@ -28,6 +28,12 @@ pub(super) struct Place {
     made_with: String,
 }
 
+/// What a machine's memory knows of the host that it was booted on.
+struct Host {
+    cpu: String,
+    kernel: String,
+}
+
 /// What is written beside a template's bytes.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -40,12 +46,17 @@ struct Record {
 
 impl Place {
     pub(super) fn of(machine: &Machine) -> Self {
-        let host = [cpu(), kernel(), machine.qemu.identity.clone(), machine.command_line()];
+        Self::on(&Host { cpu: cpu(), kernel: kernel() }, machine)
+    }
+
+    fn on(host: &Host, machine: &Machine) -> Self {
+        let made_with =
+            [host.cpu.as_str(), &host.kernel, &machine.qemu.identity, &machine.command_line()].join("\0");
         Self {
             templates: machine.form.templates.clone(),
             shape: machine.shape(),
             size: machine.memory,
-            made_with: hex(&Sha256::digest(host.join("\0").as_bytes())),
+            made_with: hex(&Sha256::digest(made_with.as_bytes())),
         }
     }
 
@@ -107,18 +118,19 @@ impl Place {
     /// Writes the template for those who come later. The lock is held.
     pub(super) fn write(&self, template: &Template) -> Result<(), VmError> {
         let folder = self.folder();
-        self.put(template, &folder).map_err(VmError::template("keep", &folder))
+        let unfinished = folder.with_extension("unfinished");
+        let put = self.put(template, &folder, &unfinished);
+        if put.is_err() {
+            // Whatever took the disk's room, it is not this.
+            let _ = forget(&unfinished);
+        }
+        put.map_err(VmError::template("keep", &folder))
     }
 
-    fn put(&self, template: &Template, folder: &Path) -> io::Result<()> {
-        for path in [folder.to_owned(), folder.with_extension("unfinished")] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        let unfinished = folder.with_extension("unfinished");
-        DirBuilder::new().mode(0o700).create(&unfinished)?;
+    fn put(&self, template: &Template, folder: &Path, unfinished: &Path) -> io::Result<()> {
+        forget(folder)?;
+        forget(unfinished)?;
+        DirBuilder::new().mode(0o700).create(unfinished)?;
         for (name, file) in [("memory", &template.memory), ("state", &template.state)] {
             let (from, to) = (reopened(file)?, File::create_new(unfinished.join(name))?);
             to.set_len(from.metadata()?.len())?;
@@ -128,6 +140,13 @@ impl Place {
         let record = Record { version: VERSION, made_with: self.made_with.clone(), digest };
         File::create_new(unfinished.join("template.json"))?.write_all(&serde_json::to_vec(&record)?)?;
         fs::rename(unfinished, folder)
+    }
+}
+
+fn forget(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -237,6 +256,27 @@ mod tests {
         // It is replaced, and then the old one is gone.
         new.write(&template()).unwrap();
         assert!(new.read().unwrap().is_some() && old.read().unwrap().is_none());
+    }
+
+    #[test]
+    fn another_cpu_kernel_or_qemu_and_another_machine_want_another_template() {
+        let host = |cpu: &str, kernel: &str| Host { cpu: cpu.to_owned(), kernel: kernel.to_owned() };
+        let machine = crate::vm::machine::tests::emulated();
+        let mut other_qemu = machine.clone();
+        other_qemu.qemu.identity = "another".to_owned();
+        let mut larger = machine.clone();
+        larger.cpus += 1;
+        let places = [
+            Place::on(&host("a", "6.1"), &machine),
+            Place::on(&host("b", "6.1"), &machine),
+            Place::on(&host("a", "6.2"), &machine),
+            Place::on(&host("a", "6.1"), &other_qemu),
+            Place::on(&host("a", "6.1"), &larger),
+        ];
+        let different: std::collections::BTreeSet<_> = places.iter().map(|place| &place.made_with).collect();
+        assert_eq!(different.len(), places.len());
+        assert_eq!(places[0].made_with, Place::on(&host("a", "6.1"), &machine).made_with);
+        assert!(!cpu().is_empty() && !kernel().is_empty());
     }
 
     #[test]
