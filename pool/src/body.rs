@@ -161,6 +161,10 @@ impl Body {
         self.sandbox().is_alive()
     }
 
+    pub(crate) fn is_halted(&self) -> bool {
+        self.sandbox().is_halted()
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         self.sandbox().usage()
     }

@@ -242,6 +242,12 @@ impl Lease {
         self.life.body.usage()
     }
 
+    /// Whether somebody on the host has stopped the sandbox, which therefore does not answer.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        self.life.body.is_halted()
+    }
+
     /// How many processes of the job the host sees, or `None` where the host cannot see inside.
     #[must_use]
     pub fn survivors(&self) -> Option<usize> {

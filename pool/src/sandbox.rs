@@ -1,6 +1,11 @@
 //! A sandbox that shares the host's kernel, from the host's side, and how nothing of it stays.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -145,6 +150,16 @@ impl Remains {
     }
 }
 
+/// Whether a process has been stopped, see proc(5). None if there is none any more.
+fn halted(process: &OwnedFd) -> Option<bool> {
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
+    let pid = about.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name may be anything.
+    let (_, behind_its_name) = stat.rsplit_once(") ")?;
+    Some(behind_its_name.starts_with(['T', 't']))
+}
+
 fn kill(vital: &[OwnedFd]) {
     for process in vital {
         // ESRCH: it has ended by itself already.
@@ -266,6 +281,11 @@ impl Sandbox {
             self.remains().vital.iter().map(|process| PollFd::new(process, PollFlags::IN)).collect();
         !poll.is_empty()
             && rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
+    }
+
+    /// Whether somebody on the host has stopped a process that it cannot live without. Nothing inside can do that.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.remains().vital.iter().any(|process| halted(process).unwrap_or(false))
     }
 
     pub(crate) fn usage(&self) -> Usage {

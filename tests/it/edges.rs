@@ -8,9 +8,18 @@ use crate::harness::{Place, Tier, eventually, forget_templates, on, on_libvirt, 
 const MEMORY: [&str; 2] = ["--memory", "700MiB"];
 const SIZE: &str = "tcg-1cpu-1024mib";
 
-/// Edges of the fork engine, in the order in which a job comes by them.
-const OF_FORK: [&str; 8] =
-    ["vm-booting", "vm-kept", "vm-laid-out", "vm-begun", "vm-clean", "consumed", "ending", "gone"];
+/// Edges of the fork engine, in the order in which a job comes by them. The first machine that ends is the template's.
+const OF_FORK: [&str; 9] = [
+    "vm-booting",
+    "vm-kept",
+    "ending",
+    "vm-laid-out",
+    "vm-begun",
+    "vm-clean",
+    "consumed",
+    "ending:2",
+    "gone",
+];
 
 /// Those of the libvirt engine. It ends a process, and a machine, more often.
 const OF_LIBVIRT: [&str; 10] = [

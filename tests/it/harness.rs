@@ -22,11 +22,11 @@ pub(crate) use self::{
     evidence::{Evidence, HEARD},
     host::Sandbox,
     images::forget_templates,
-    libvirtd::use_by as use_libvirtd,
+    libvirtd::{config as libvirt_config, use_by as use_libvirtd},
     node::Node,
     process::{Finished, Mayfly, Running},
     tiers::{
-        Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of,
+        EMULATION, Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of,
         with_failpoints,
     },
     wait::eventually,

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::PathBuf,
+    process::Command,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -197,6 +198,76 @@ fn a_daemon_that_is_killed_and_comes_back_costs_no_job_that_runs() {
 }
 
 #[test]
+fn a_daemon_that_is_restarted_or_killed_between_the_jobs_of_a_process_costs_none_of_them() {
+    with_own_daemon(|place, daemon| {
+        let (running, path) = batch(place, &["sleep 2"; 6]);
+        await_job(place);
+        daemon.stop().unwrap();
+        daemon.start_again().unwrap();
+        eventually("the next job's machine has begun", || (results(&path).len() >= 2).then_some(()));
+        daemon.kill().unwrap();
+        daemon.start_again().unwrap();
+        running.finish().code(0);
+        let results = results(&path);
+        assert_eq!(results.len(), 6);
+        for result in &results {
+            assert_eq!(result["outcome"], "succeeded", "{result}");
+        }
+        assert_eq!(daemon.virsh(&["list", "--all", "--name"]).unwrap().trim(), "");
+        assert_eq!(place.node.leftovers(), [""; 0]);
+        place.node.mayfly(["audit", "verify"]).finish().code(0);
+    });
+}
+
+/// A disk of its own for the machines of a node, which can be full and have room again. Gone with this.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mounted_on(folder: PathBuf, options: &str) -> Self {
+        fs::create_dir_all(&folder).unwrap();
+        let disk = Self(folder);
+        disk.mount(options);
+        disk
+    }
+
+    fn mount(&self, options: &str) {
+        let mut command = Command::new("mount");
+        let status = command.args(["-t", "tmpfs", "-o", options, "none"]).arg(&self.0).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        assert!(std::thread::panicking() || unmounted.is_ok_and(|status| status.success()));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_fails_who_wants_a_machine_and_is_forgotten_once_there_is_room() {
+    fn nothing(_: &Place) {}
+    on_libvirt(nothing);
+    if !Libvirtd::is_installed() {
+        return;
+    }
+    let node = Node::new();
+    // Before the daemon, which sees the mounts that are there when it starts. A machine boots from it and cannot be kept.
+    let disk = Disk::mounted_on(node.data_dir().join("machines"), "size=40M,mode=0711");
+    let daemon = Libvirtd::start().unwrap();
+    let place = Place { tier: Tier::Vm, node: use_libvirtd(node, &daemon) };
+    place.run(["true"]).finish().code(125).says(&["libvirt", "mayfly"]);
+    assert_eq!(daemon.virsh(&["list", "--all", "--name"]).unwrap().trim(), "");
+    assert_eq!(folders(&place), [""; 0].map(PathBuf::from));
+    disk.mount("remount,size=1G");
+    place.run(["true"]).finish().code(0);
+    assert_eq!(folders(&place), [""; 0].map(PathBuf::from));
+    drop(disk);
+    assert_eq!(place.node.leftovers(), [""; 0]);
+}
+
+#[test]
 fn a_daemon_that_hangs_fails_who_wants_a_machine_and_then_nobody() {
     with_own_daemon(|place, daemon| {
         daemon.freeze().unwrap();
@@ -216,7 +287,7 @@ fn a_machine_that_is_killed_or_frozen_ends_as_it_must_and_the_next_life_is_well(
         let (running, sandbox) =
             place.start(place.shell("echo ready; sleep 1000").args(["--timeout", "20s"]));
         signal(&sandbox.job(), Signal::STOP);
-        running.finish().code(124).says(&["ended at its timeout"]);
+        running.finish().code(125).says(&["the sandbox was lost", "stopped the sandbox's process"]);
         assert_eq!(result_of(place.run(["true"]), 0)["accel"], "tcg");
         assert_eq!(place.node.leftovers(), [""; 0]);
     });

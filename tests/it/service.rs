@@ -11,6 +11,7 @@ mod jobs;
 mod kills;
 mod live;
 mod logs;
+mod machines;
 mod metrics;
 mod producers;
 mod settings;

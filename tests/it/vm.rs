@@ -8,8 +8,9 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
-use crate::harness::{Node, Place, Tier, eventually, on, result_of};
+use crate::harness::{Mayfly, Node, Place, Tier, eventually, on, result_of};
 
 fn status(pid: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -124,12 +125,12 @@ fn the_memory_that_clones_share_cannot_be_written_through_any_of_them() {
 }
 
 #[test]
-fn a_frozen_machine_ends_at_its_jobs_timeout() {
+fn a_machine_that_somebody_freezes_is_lost_at_its_jobs_timeout_and_the_job_is_not_blamed() {
     on(Tier::Vm, |place| {
         let job = place.shell("echo ready; sleep 1000").args(["--timeout", "6s"]);
         let (running, sandbox) = place.start(job);
         signal(&sandbox.job(), Signal::STOP);
-        running.finish().code(124).says(&["ended at its timeout"]);
+        running.finish().code(125).says(&["the sandbox was lost", "stopped the sandbox's process"]);
         assert_eq!(place.node.leftovers(), [""; 0]);
     });
 }
@@ -187,5 +188,58 @@ fn a_machine_that_is_killed_is_lost_and_the_next_life_is_well() {
         running.finish().code(125).says(&["the sandbox was lost"]);
         eventually("nothing is left", || place.node.leftovers().is_empty().then_some(()));
         place.run(["true"]).finish().code(0);
+    });
+}
+
+/// The disk is full for what a template is kept in and for nothing else, in a mount namespace of the test's own.
+#[test]
+fn a_template_for_which_the_disk_has_no_room_serves_its_process_and_leaves_nothing_there() {
+    on(Tier::Vm, |place| {
+        // A size that no other test has.
+        let memory = ["--memory", "250MiB"];
+        place.run(["true"]).args(memory).finish().code(0);
+        let template = template_of(place, "tcg-1cpu-384mib");
+        let templates = template.parent().unwrap().display();
+        let script = format!(
+            "mount -t tmpfs -o size=1M none {templates} && \"$@\"; code=$?; find {templates} -type f ! -name '*.lock' >&2; exit $code"
+        );
+        let own = ["--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_mayfly")];
+        let words = ["run", "--tier", "vm", "--image", "minimal"];
+        let mayfly = place.node.place(Mayfly::program("unshare")).args([&own[..], &words].concat());
+        let finished = mayfly.args(memory).env("MAYFLY_LOG", "warn").job(["echo", "alive"]).finish();
+        let finished = finished.code(0).prints(&["alive"]);
+        assert!(!finished.stderr.contains(&format!("{templates}/")), "{}", finished.stderr);
+        finished.says(&["only this process has this template", "No space left on device"]);
+        assert_eq!(place.node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn whether_kvm_runs_guests_is_found_out_by_booting_one_and_remembered() {
+    on(Tier::Vm, |_| {
+        let node = Node::new().configured("\n[vm]\nallow_emulation = true\n");
+        let verdict = Node::run_dir().join("accelerator.json");
+        let run = || result_of(node.mayfly(["run", "--tier", "vm", "--image", "minimal"]).job(["true"]), 0);
+        let read = || serde_json::from_slice::<Value>(&fs::read(&verdict).unwrap()).unwrap();
+        let written = || fs::metadata(&verdict).unwrap().modified().unwrap();
+        // As on the first day of this boot.
+        let _ = fs::remove_file(&verdict);
+        let first = run();
+        let (kept, at) = (read(), written());
+        let works = kept["why_not"].is_null();
+        assert_eq!(first["accel"], if works { "kvm" } else { "tcg" }, "{kept}");
+        assert_eq!((&run()["accel"], written()), (&first["accel"], at), "it was tried again");
+        // Of another boot, or with another QEMU.
+        let mut other = kept.clone();
+        other["host"] = "another".into();
+        fs::write(&verdict, other.to_string()).unwrap();
+        assert_eq!((&run()["accel"], &read()["host"]), (&first["accel"], &kept["host"]));
+        // Whoever insists on KVM is told why there is none.
+        if !works {
+            let insisting = Node::new().configured("\n[vm]\naccel = \"kvm\"\nallow_emulation = true\n");
+            let refused =
+                insisting.mayfly(["run", "--tier", "vm", "--image", "minimal"]).job(["true"]).finish();
+            refused.code(125).says(&["no guest boots under KVM on this host"]);
+        }
     });
 }

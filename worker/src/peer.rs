@@ -108,6 +108,7 @@ pub(crate) struct FakeSandbox {
     pub(crate) channel: Channel,
     pub(crate) usage: Usage,
     pub(crate) survivors: Option<usize>,
+    pub(crate) is_halted: bool,
 }
 
 impl Sandbox for FakeSandbox {
@@ -121,6 +122,10 @@ impl Sandbox for FakeSandbox {
 
     fn survivors(&self) -> Option<usize> {
         self.survivors
+    }
+
+    fn is_halted(&self) -> bool {
+        self.is_halted
     }
 }
 

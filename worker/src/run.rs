@@ -90,6 +90,16 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Whether nobody answered at the deadline, not even that the job is killed.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.stop == Some(Stop::TimedOut) && self.exit.is_none()
+    }
+
+    /// The time was not the job's to use.
+    pub(crate) fn lose(&mut self, lost: Lost) {
+        (self.stop, self.lost) = (None, Some(lost));
+    }
+
     /// Whether the agent still answers, and whether there is time to ask it.
     pub(crate) fn may_be_asked(&self) -> bool {
         self.exit.is_some() && self.lost.is_none() && !self.at_once

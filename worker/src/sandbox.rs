@@ -20,6 +20,8 @@ pub(crate) trait Sandbox {
     fn usage(&self) -> Usage;
     /// How many of the job's processes the host sees; `None` where it cannot.
     fn survivors(&self) -> Option<usize>;
+    /// Whether somebody on the host has stopped it.
+    fn is_halted(&self) -> bool;
 }
 
 impl Sandbox for Lease {
@@ -33,6 +35,10 @@ impl Sandbox for Lease {
 
     fn survivors(&self) -> Option<usize> {
         Self::survivors(self)
+    }
+
+    fn is_halted(&self) -> bool {
+        Self::is_halted(self)
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) enum Lost {
     Breach(&'static str),
     #[error("the sandbox's agent did not answer within {0:?}: {1}")]
     Silent(Duration, &'static str),
+    #[error("somebody on the host stopped the sandbox's process")]
+    Halted,
     #[error("{0} processes of the job survived SIGKILL")]
     Survivors(usize),
 }

@@ -20,6 +20,7 @@ use crate::{
     run::{Orders, run},
     sandbox::{Sandbox, wait_until_alone},
     stage::prepare,
+    traffic::Lost,
 };
 
 /// How long a sandbox may take to end.
@@ -188,6 +189,9 @@ impl Story<'_> {
             [company.stdout, company.stderr].map(|live| Output::new(self.settings.shown_output, live));
         let mut ended =
             run(sandbox.channel(), orders, stdin, outputs, door.as_ref(), cancelled.clone()).await;
+        if ended.is_unanswered() && sandbox.is_halted() {
+            ended.lose(Lost::Halted);
+        }
         if ended.may_be_asked() {
             ended.lost = wait_until_alone(sandbox).await.err();
         }

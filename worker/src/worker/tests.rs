@@ -19,10 +19,18 @@ async fn told(
     survivors: Option<usize>,
     agent: impl AsyncFnOnce(&mut Peer),
 ) -> JobResult {
-    let (channel, mut peer) = pair();
+    let (channel, peer) = pair();
+    told_in(FakeSandbox { channel, usage, survivors, is_halted: false }, peer, job, agent).await
+}
+
+async fn told_in(
+    mut sandbox: FakeSandbox,
+    mut peer: Peer,
+    job: &Assignment,
+    agent: impl AsyncFnOnce(&mut Peer),
+) -> JobResult {
     let (config, settings) = (image_config(), Settings::default());
     let host = async {
-        let mut sandbox = FakeSandbox { channel, usage, survivors };
         let mut report = Report::new(job);
         let story = Story { job, config: &config, settings: &settings };
         story.tell(&mut sandbox, Company::default(), &mut Discard, cancellation().1, &mut report).await;
@@ -34,6 +42,29 @@ async fn told(
     };
     let both = async { tokio::join!(host, agent).0 };
     timeout(Duration::from_secs(3600), both).await.expect("the story ends")
+}
+
+/// Whoever stops a sandbox's process from outside uses up the time of a job that cannot help it.
+#[tokio::test(start_paused = true)]
+async fn a_job_is_not_blamed_for_a_sandbox_that_somebody_has_stopped() {
+    for (is_halted, answers, outcome) in [
+        (true, false, Outcome::SandboxLost),
+        (false, false, Outcome::TimedOut),
+        // Stopped after the job had its time.
+        (true, true, Outcome::TimedOut),
+    ] {
+        let (channel, peer) = pair();
+        let sandbox = FakeSandbox { channel, usage: Usage::default(), survivors: None, is_halted };
+        let result = told_in(sandbox, peer, &assignment(), async |peer| {
+            peer.is_started().await;
+            if answers {
+                peer.is_signalled(Signal::Term).await;
+                peer.ends(Ending::Signal(15)).await;
+            }
+        })
+        .await;
+        assert_eq!((result.outcome, result.observed_by), (outcome, ObservedBy::Host));
+    }
 }
 
 async fn gives_an_artifact(peer: &mut Peer) {
@@ -129,7 +160,7 @@ async fn a_job_that_is_cancelled_before_its_start_never_starts() {
     let (channel, mut peer) = pair();
     let (job, config, settings) = (assignment(), image_config(), Settings::default());
     let mut report = Report::new(&job);
-    let mut sandbox = FakeSandbox { channel, usage: Usage::default(), survivors: None };
+    let mut sandbox = FakeSandbox { channel, usage: Usage::default(), survivors: None, is_halted: false };
     let story = Story { job: &job, config: &config, settings: &settings };
     story.tell(&mut sandbox, Company::default(), &mut Discard, cancelled, &mut report).await;
     drop(sandbox);
