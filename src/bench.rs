@@ -16,7 +16,7 @@ use tokio::runtime::Builder;
 use worker::{ErrorReport, causes};
 
 use self::{measure::Bench, report::Report};
-use crate::{complaint::complain, exit, node::Places};
+use crate::{complaint::complain, exit, node::Places, run::size};
 
 /// Measures what a sandbox costs here: floor, warm, cold, clean, sustained, a burst, idle memory.
 ///
@@ -29,6 +29,9 @@ pub(crate) struct BenchArgs {
     /// The image to measure with.
     #[arg(long, default_value = "minimal")]
     image: String,
+    /// The limit on a job's memory, by which a machine's size goes [default: 512 MiB].
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    memory: Option<u64>,
     /// How often each latency is measured.
     #[arg(long, default_value_t = 200, value_name = "NUMBER")]
     times: usize,
@@ -83,7 +86,7 @@ pub(crate) fn run(args: &BenchArgs, places: &Places) -> ExitCode {
 }
 
 async fn measure_all(args: &BenchArgs, config: PoolConfig) -> Result<Report, String> {
-    let bench = Bench::new(config, args.tier, &args.image, args.times, args.gap)?;
+    let bench = Bench::new(config, args)?;
     let mut report = Report::new(args.tier, &args.image, args.times, args.gap);
     let rootfs = bench.rootfs().map_err(|error| causes(&error))?;
     report.add(peers::floor(&rootfs, args.times, args.gap)?);

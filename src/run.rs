@@ -314,7 +314,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write something like 30s, 10m or 1h30m"))
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     text.parse().map(|ByteSize(bytes)| bytes).map_err(|_| {
         "that is no size; write something like 256MiB (1024-based), 256MB (1000-based) or a number of bytes".to_owned()
     })

@@ -14,12 +14,15 @@ use std::{
 };
 
 use images::{ImageRef, Store, StoreError};
-use pool::{Pool, PoolConfig, Settings, Tier};
+use pool::{Pool, PoolConfig, Settings};
 use scheduler::{Origin, Policy, admit};
 use tokio::{io::AsyncWrite, task::JoinSet, time::sleep};
-use worker::{Assignment, Company, Discard, Job, JobResult, Outcome, Worker, causes};
+use worker::{Assignment, Company, Discard, Job, JobLimits, JobResult, Outcome, Worker, causes};
 
-use super::report::{Figure, Row};
+use super::{
+    BenchArgs,
+    report::{Figure, Row},
+};
 
 /// How long the pool may take to be full before something must be wrong.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,17 +36,12 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(
-        config: PoolConfig,
-        tier: Tier,
-        image: &str,
-        times: usize,
-        gap: Duration,
-    ) -> Result<Self, String> {
+    pub(super) fn new(config: PoolConfig, args: &BenchArgs) -> Result<Self, String> {
         let job = Job {
             schema_version: 1,
-            tier: Some(tier),
-            image: image.to_owned(),
+            tier: Some(args.tier),
+            image: args.image.clone(),
+            limits: JobLimits { memory: args.memory.map(Into::into), ..JobLimits::default() },
             command: vec!["/bin/echo".to_owned(), "hello".to_owned()],
             env: BTreeMap::new(),
             ..Job::default()
@@ -51,7 +49,7 @@ impl Bench {
         let origin =
             Origin { id: "bench".to_owned(), tenant: "local".to_owned(), attempt: 1, queued: Duration::ZERO };
         let job = admit(job, origin, &Policy::default()).map_err(|refusal| refusal.report().why)?;
-        Ok(Self { config, job, times, gap })
+        Ok(Self { config, job, times: args.times, gap: args.gap })
     }
 
     /// The image's files: where the floor takes its program from.
@@ -219,19 +217,24 @@ impl Bench {
         })
     }
 
-    /// What one waiting sandbox holds: agent and armed process, shared pages divided among those who share them.
+    /// What one waiting sandbox holds: agent and armed process, or a machine.
     pub(super) async fn idle_memory(&self, count: usize) -> Result<Vec<Row>, String> {
         let worker = self.worker(Settings { idle_count: count, ..Settings::default() })?;
         self.prime(&worker, count)?;
         wait_for_ready(worker.pool(), count).await?;
         let pids = worker.pool().sandbox_pids();
-        let total: u64 = pids.iter().map(|pid| pss(*pid)).sum();
+        let row = |name: &str, boundary, fields: &[&str]| {
+            let total: u64 = pids.iter().map(|pid| memory(*pid, fields)).sum();
+            let figure = Figure::Bytes { bytes: total / count as u64, n: count };
+            Row { name: name.to_owned(), boundary, figure }
+        };
+        let rows = vec![
+            row("idle PSS", "of one waiting sandbox, all its processes, shared pages divided", &["Pss:"]),
+            row("idle private", "its pages that nobody shares", &["Private_Clean:", "Private_Dirty:"]),
+            row("idle RSS", "the same as if nothing were shared", &["Rss:"]),
+        ];
         worker.into_pool().close().await;
-        Ok(vec![Row {
-            name: "idle PSS".to_owned(),
-            boundary: "of one waiting sandbox, all its processes, shared pages divided",
-            figure: Figure::Bytes { bytes: total / count as u64, n: count },
-        }])
+        Ok(rows)
     }
 
     /// The pool learns of a kind when somebody asks for it.
@@ -296,9 +299,10 @@ impl AsyncWrite for FirstByte {
     }
 }
 
-fn pss(pid: i32) -> u64 {
+/// The sum of these fields, in bytes, see proc(5).
+fn memory(pid: i32, fields: &[&str]) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let kib: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    let values = rollup.lines().filter_map(|line| fields.iter().find_map(|field| line.strip_prefix(field)));
+    let kib: u64 = values.filter_map(|value| value.split_whitespace().next()?.parse::<u64>().ok()).sum();
     kib * 1024
 }
