@@ -26,7 +26,7 @@ const LONGEST_SHOWN: usize = 128;
 pub struct Egress {
     /// Connections that were made.
     pub made: u64,
-    /// Connections that were refused, or could not be made.
+    /// Connections that were refused, were cut at a limit, or could not be made. Some of these are among `made`, too.
     pub refused: u64,
     /// Why, in one word each, and how often.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -151,7 +151,12 @@ impl Book {
     pub(crate) fn over(&self, entry: &Arc<Entry>) {
         entry.end(Ended::JobEnded, None);
         self.log(entry);
+        let reason =
+            lock(&entry.end).as_ref().and_then(|end| end.refusal.as_ref().map(|(reason, _)| *reason));
         let mut pages = lock(&self.pages);
+        if let Some(reason) = reason {
+            *pages.refused.entry(reason).or_default() += 1;
+        }
         if !pages.listed.iter().any(|listed| Arc::ptr_eq(listed, entry)) {
             pages.sent += entry.sent.load(Ordering::Relaxed);
             pages.received += entry.received.load(Ordering::Relaxed);
@@ -262,6 +267,21 @@ mod tests {
         assert_eq!((egress.sent, egress.received), (315, 525));
         assert_eq!(egress.connections.len(), LISTED);
         assert_eq!(egress.connections[0].ended, Ended::Closed);
+    }
+
+    #[test]
+    fn a_connection_that_was_refused_after_it_was_made_is_counted_as_both() {
+        let book = Book::new(Asker { tenant: "acme".into(), job: "one".into() });
+        for refusal in [Refusal::Bytes(10), Refusal::Sni("it is no TLS".into()), Refusal::Bytes(10)] {
+            let entry = book.made("proxy", "a.b:80", ([192, 0, 2, 1], 80).into());
+            entry.end(Ended::Refused, Some(&refusal));
+            // Whoever comes later with another end changes nothing.
+            entry.end(Ended::Closed, None);
+            book.over(&entry);
+        }
+        let egress = book.egress();
+        assert_eq!((egress.made, egress.refused), (3, 3));
+        assert_eq!(egress.reasons, BTreeMap::from([(Reason::Bytes, 2), (Reason::Sni, 1)]));
     }
 
     #[test]

@@ -307,8 +307,10 @@ async fn a_job_has_so_many_connections_and_so_many_bytes_and_no_more() {
     assert!(received.len() <= 1000, "{} bytes came through", received.len());
     let answer = asks(&door, &connect).await;
     assert!(answer.contains("allowance of 1000 bytes is used up"), "{answer}");
-    let reasons: Vec<_> = refusals(door).await.into_iter().map(|(_, reason)| reason).collect();
+    let egress = door.close().await;
+    let reasons: Vec<_> = egress.connections.iter().filter_map(|it| it.reason).collect();
     assert_eq!(reasons, [Reason::Bytes, Reason::Connections, Reason::Bytes]);
+    assert_eq!(egress.reasons, BTreeMap::from([(Reason::Bytes, 2), (Reason::Connections, 1)]));
 }
 
 /// The first bytes of TLS for a name.
@@ -352,8 +354,10 @@ async fn where_a_rule_asks_for_it_tls_must_be_for_the_name_that_was_asked_for() 
     let plain = format!("GET http://test.example:{}/ HTTP/1.1\r\n\r\n", outside.port());
     let (answer, _) = tokio::join!(asks(&door, &plain), outside.listener.accept());
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("by TLS alone"), "{answer}");
-    let reasons: Vec<_> = refusals(door).await.into_iter().map(|(_, reason)| reason).collect();
+    let egress = door.close().await;
+    let reasons: Vec<_> = egress.connections.iter().filter_map(|it| it.reason).collect();
     assert_eq!(reasons, [Reason::Sni; 4]);
+    assert_eq!((egress.refused, egress.reasons), (4, BTreeMap::from([(Reason::Sni, 4)])));
 }
 
 #[tokio::test]
