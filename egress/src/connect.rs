@@ -87,7 +87,8 @@ impl Way {
         Err(Refusal::Connect { target: target.clone(), why })
     }
 
-    fn rule_for<'r>(&self, target: &Target, rules: &'r [Rule]) -> Result<&'r Rule, Refusal> {
+    /// The rule that allows it.
+    pub(crate) fn rule_for<'r>(&self, target: &Target, rules: &'r [Rule]) -> Result<&'r Rule, Refusal> {
         let mut known = rules.iter().filter(|rule| rule.knows(&target.host)).peekable();
         let (host, tenant) = (target.host.to_string(), self.tenant.clone());
         if known.peek().is_none() {

@@ -88,15 +88,25 @@ async fn one_way(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite 
     to.shutdown().await
 }
 
+/// Where a request goes on to, and what it takes along.
+pub(crate) struct Onward<'a> {
+    pub(crate) target: &'a Target,
+    /// The port that whoever speaks this scheme does not say.
+    pub(crate) unsaid_port: u16,
+    /// What the host adds, in place of the job's own of these names.
+    pub(crate) headers: &'a [(HeaderName, HeaderValue)],
+}
+
 /// Sends one request on, over a connection of its own.
 pub(crate) async fn request(
     mut request: Request<Incoming>,
-    target: &Target,
+    onward: Onward<'_>,
     upstream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     entry: Arc<Entry>,
     mut over: Over,
     spawn: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
 ) -> Result<Response<Body>, Refusal> {
+    let target = onward.target;
     let failed = |error: hyper::Error| Refusal::Connect { target: target.clone(), why: error.to_string() };
     let (mut sender, mut connection) = http1::handshake(TokioIo::new(upstream)).await.map_err(failed)?;
     spawn(Box::pin(async move {
@@ -109,9 +119,18 @@ pub(crate) async fn request(
         entry.end(ended, None);
     }));
     to_origin_form(&mut request);
-    strip(request.headers_mut());
-    let host = HeaderValue::from_str(&authority(target)).map_err(|_| Refusal::Request("its host is none"))?;
-    request.headers_mut().insert(header::HOST, host);
+    let host =
+        HeaderValue::from_str(&onward.authority()).map_err(|_| Refusal::Request("its host is none"))?;
+    let headers = request.headers_mut();
+    strip(headers);
+    headers.insert(header::HOST, host);
+    // Only now: the job names the headers that are stripped.
+    for (name, _) in onward.headers {
+        headers.remove(name);
+    }
+    for (name, value) in onward.headers {
+        headers.append(name, value.clone());
+    }
     let mut response = sender.send_request(request).await.map_err(failed)?;
     strip(response.headers_mut());
     // The other end is done after one request; this way it hears of that.
@@ -119,14 +138,18 @@ pub(crate) async fn request(
 }
 
 fn to_origin_form(request: &mut Request<Incoming>) {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    // It was part of a URI until now.
-    *request.uri_mut() = Uri::try_from(path).unwrap_or_default();
+    let uri = request.uri();
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    // It was part of a URI until now, where a path may be missing before a query.
+    *request.uri_mut() = Uri::try_from(format!("{}{query}", uri.path())).unwrap_or_default();
 }
 
-/// Default ports are left out: some servers compare.
-fn authority(target: &Target) -> String {
-    if matches!(target.port, 80 | 443) { target.host.to_string() } else { target.to_string() }
+impl Onward<'_> {
+    /// Default ports are left out: some servers compare.
+    pub(crate) fn authority(&self) -> String {
+        let Self { target, unsaid_port, .. } = self;
+        if target.port == *unsaid_port { target.host.to_string() } else { target.to_string() }
+    }
 }
 
 fn strip(headers: &mut HeaderMap) {

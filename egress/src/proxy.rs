@@ -1,6 +1,6 @@
 //! HTTP with the job: a forward proxy that goes by an allow-list, and tunnels that add what the job does not hold.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Method, Request, Response,
@@ -11,12 +11,15 @@ use hyper::{
     upgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 
 use crate::{
     connect::{Upstream, Way},
     fixed::Fixed,
-    forward::{self, Body, Over, carry, refuse},
+    forward::{self, Body, Onward, Over, carry, refuse},
     record::Ended,
     refusal::Refusal,
     rule::{Host, Rule, Target},
@@ -27,6 +30,11 @@ use crate::{
 
 /// How long a request's head may take, and how long a connection may wait for its next one.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long the other end may take until TLS stands.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The ports that URIs of the two schemes do not say.
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
 /// The longest head.
 const LONGEST_HEAD: usize = 64 * 1024;
 /// The way's name in the record.
@@ -124,17 +132,21 @@ impl Proxy {
         if authority.as_str().contains('@') {
             return Err(refuse(authority.host(), "a host with a name and a password before it is not taken"));
         }
-        let asked = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+        // A port that is none is not the same as no port.
+        let asked = match authority.as_str().strip_prefix(authority.host()) {
+            Some("" | ":") => format!("{}:{HTTP}", authority.host()),
+            _ => authority.to_string(),
+        };
         let target = self.target(&asked)?;
-        let (upstream, rule) = self.way.reach(PROXY, &target, &self.rules).await?;
-        let entry = upstream.entry();
-        if rule.sni {
+        if self.way.rule_for(&target, &self.rules).is_ok_and(|rule| rule.sni) {
             let refusal = Refusal::Sni(format!("{} is reached by TLS alone", target.host));
-            entry.end(Ended::Refused, Some(&refusal));
+            self.way.book.refused(PROXY, &target.to_string(), &refusal);
             return Err(refusal);
         }
-        let over = self.over.clone();
-        forward::request(request, &target, upstream, entry, over, |task| self.tasks.spawn(task)).await
+        let (upstream, _) = self.way.reach(PROXY, &target, &self.rules).await?;
+        let (entry, over) = (upstream.entry(), self.over.clone());
+        let onward = Onward { target: &target, unsaid_port: HTTP, headers: &[] };
+        forward::request(request, onward, upstream, entry, over, |task| self.tasks.spawn(task)).await
     }
 
     fn target(&self, asked: &str) -> Result<Target, Refusal> {
@@ -189,31 +201,38 @@ impl Injector {
 }
 
 impl AsyncAnswer for Arc<Injector> {
-    async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let target = &self.fixed.to;
-        if request.method() == Method::CONNECT {
-            let refusal = Refusal::Request("this tunnel leads to one place, and is no proxy");
+        let problem = match *request.method() {
+            Method::CONNECT => Some("this tunnel leads to one place, and is no proxy"),
+            // The other end would answer with the request, and with what was added to it.
+            Method::TRACE => Some("this tunnel takes no TRACE"),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            let refusal = Refusal::Request(problem);
             self.way.book.refused(&self.fixed.name, &target.to_string(), &refusal);
             return Err(refusal);
         }
         let (upstream, _) = self.way.reach(&self.fixed.name, target, &[self.fixed.rule()]).await?;
         let entry = upstream.entry();
-        for (name, _) in &self.headers {
-            request.headers_mut().remove(name);
-        }
-        for (name, value) in &self.headers {
-            request.headers_mut().append(name, value.clone());
-        }
         let (over, spawn) = (self.over.clone(), |task| self.tasks.spawn(task));
+        let onward = |unsaid_port| Onward { target, unsaid_port, headers: &self.headers };
         let Some(tls) = &self.tls else {
-            return forward::request(request, target, upstream, entry, over, spawn).await;
+            return forward::request(request, onward(HTTP), upstream, entry, over, spawn).await;
         };
-        let encrypted = tls.connect(&target.host, upstream).await.map_err(|(error, upstream)| {
-            let refusal = Refusal::Connect { target: target.clone(), why: error.to_string() };
+        let failed = |why: String| {
+            let refusal = Refusal::Connect { target: target.clone(), why };
             entry.end(Ended::Failed, Some(&refusal));
-            drop(upstream);
             refusal
-        })?;
-        forward::request(request, target, encrypted, entry, over, spawn).await
+        };
+        // It outlives what is said of its end, and holds the connection until then.
+        let mut connecting = pin!(tls.connect(&target.host, upstream));
+        let encrypted = match timeout(HANDSHAKE, &mut connecting).await {
+            Ok(Ok(encrypted)) => encrypted,
+            Ok(Err((error, _upstream))) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed(format!("no TLS stood within {HANDSHAKE:?}"))),
+        };
+        forward::request(request, onward(HTTPS), encrypted, entry, over, spawn).await
     }
 }

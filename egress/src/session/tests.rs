@@ -2,6 +2,7 @@
 
 use std::{net::Ipv4Addr, path::Path};
 
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
@@ -9,7 +10,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    Ask, Ended, Hosts, Inject, Limits, Reason, Rights, Source,
+    Ask, Ended, Hosts, Inject, Limits, Reason, Rights, Source, Trust,
+    forward::Onward,
     rule::{Host, Target},
 };
 
@@ -129,6 +131,7 @@ async fn what_is_not_allowed_is_refused_at_once_and_says_why() {
         (format!("127.0.0.1:{port}"), "403", "hosts are reached by name", Reason::Literal),
         (format!("[::1]:{port}"), "403", "hosts are reached by name", Reason::Literal),
         (format!("2130706433:{port}"), "400", "denied: ", Reason::Request),
+        ("test.example:99999".to_owned(), "400", "denied: has no port", Reason::Request),
         (format!("127.1:{port}"), "400", "denied: ", Reason::Request),
         (format!("nobody.example:{port}"), "502", "cannot be resolved", Reason::Resolve),
     ];
@@ -235,6 +238,16 @@ async fn a_length_beside_chunks_is_sent_on_as_chunks_alone() {
     assert!(first.starts_with("HTTP/1.1 204") || first.starts_with("HTTP/1.1 400"), "{first}");
 }
 
+#[tokio::test]
+async fn a_query_without_a_path_before_it_is_kept() {
+    let outside = Outside::new().await;
+    let door = outside.door().await;
+    let request = format!("GET http://test.example:{}?x=1 HTTP/1.1\r\n\r\n", outside.port());
+    let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+    let (head, _) = tokio::join!(outside.answers(answer), asks(&door, &request));
+    assert!(head.starts_with("GET /?x=1 HTTP/1.1\r\n"), "{head}");
+}
+
 /// A tunnel that adds a key to each request.
 fn injecting(outside: &Outside, key: &Path) -> Fixed {
     let secret = SecretRule { name: "key".into(), from: Source::File(key.to_owned()), to: None };
@@ -272,6 +285,105 @@ async fn a_tunnel_adds_the_key_that_the_job_does_not_hold() {
     let egress = door.close().await;
     assert_eq!((egress.made, egress.connections[0].via.as_str()), (1, "model"));
     assert!(!format!("{egress:?}").contains("s3cret"));
+}
+
+/// A door with a tunnel to the listener outside that adds the key `s3cret`, and the folder in which that lies.
+async fn door_with_key(outside: &mut Outside, tls: Option<Trust>) -> (Session, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "s3cret").unwrap();
+    let mut fixed = injecting(outside, &key);
+    if let Kind::Http { tls: mine, .. } = &mut fixed.kind {
+        *mine = tls;
+    }
+    outside.rights.tunnels.insert("model".into(), Arc::new(fixed));
+    (outside.door().await, dir)
+}
+
+#[tokio::test]
+async fn a_job_cannot_have_the_key_told_by_an_echo_of_its_request() {
+    let mut outside = Outside::new().await;
+    let (door, _dir) = door_with_key(&mut outside, None).await;
+    let mut job = connects(&door, TUNNEL);
+    job.write_all(b"TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    job.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("takes no TRACE"), "{answer}");
+    let egress = door.close().await;
+    assert_eq!((egress.made, egress.reasons), (0, BTreeMap::from([(Reason::Request, 1)])));
+}
+
+#[tokio::test]
+async fn a_job_cannot_strip_the_key_by_calling_it_a_header_of_its_connection() {
+    let mut outside = Outside::new().await;
+    let (door, _dir) = door_with_key(&mut outside, None).await;
+    let mut job = connects(&door, TUNNEL);
+    let request =
+        "GET / HTTP/1.1\r\nHost: x\r\nAuthorization: mine\r\nConnection: close, authorization\r\n\r\n";
+    job.write_all(request.as_bytes()).await.unwrap();
+    let head = outside.answers("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(head.contains("Bearer s3cret") && !head.contains("mine"), "{head}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_never_begins_tls_is_given_up_and_that_is_counted() {
+    let mut outside = Outside::new().await;
+    let (door, _dir) = door_with_key(&mut outside, Some(Trust::load(None).unwrap())).await;
+    let mut job = connects(&door, TUNNEL);
+    job.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let (_silent, _) = outside.listener.accept().await.unwrap();
+    let (began, mut answer) = (tokio::time::Instant::now(), String::new());
+    job.read_to_string(&mut answer).await.unwrap();
+    assert!(began.elapsed() <= Duration::from_secs(10), "given up after {:?}", began.elapsed());
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("no TLS stood within 10s"), "{answer}");
+    let egress = door.close().await;
+    assert_eq!((egress.made, egress.reasons), (1, BTreeMap::from([(Reason::Connect, 1)])));
+    assert_eq!(egress.connections[0].ended, Ended::Failed);
+}
+
+#[tokio::test]
+async fn an_end_that_speaks_no_tls_is_counted() {
+    let mut outside = Outside::new().await;
+    let (door, _dir) = door_with_key(&mut outside, Some(Trust::load(None).unwrap())).await;
+    let mut job = connects(&door, TUNNEL);
+    job.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let (mut plain, _) = outside.listener.accept().await.unwrap();
+    plain.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    job.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    let egress = door.close().await;
+    assert_eq!((egress.made, egress.reasons), (1, BTreeMap::from([(Reason::Connect, 1)])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_never_ends_is_not_waited_for_longer_than_its_time() {
+    let outside = Outside::new().await;
+    let door = outside.door().await;
+    let began = tokio::time::Instant::now();
+    let mut job = connects(&door, PROXY_PORT);
+    job.write_all(b"GET http://test.example/ HTTP/1.1\r\n").await.unwrap();
+    let drip = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if job.write_all(b"X: y\r\n").await.is_err() {
+                break;
+            }
+        }
+    };
+    assert!(timeout(Duration::from_secs(60), drip).await.is_ok(), "it is listened to for ever");
+    assert!((30..=31).contains(&began.elapsed().as_secs()), "closed after {:?}", began.elapsed());
+    assert_eq!(door.close().await.made, 0);
+}
+
+#[test]
+fn only_the_schemes_own_port_is_left_out_of_the_host() {
+    let host = |port, unsaid_port| {
+        let target = Target { host: Host::Name("a.b".into()), port };
+        Onward { target: &target, unsaid_port, headers: &[] }.authority()
+    };
+    assert_eq!((host(80, 80), host(443, 443)), ("a.b".to_owned(), "a.b".to_owned()));
+    assert_eq!((host(80, 443), host(443, 80)), ("a.b:80".to_owned(), "a.b:443".to_owned()));
 }
 
 #[tokio::test]
@@ -352,12 +464,13 @@ async fn where_a_rule_asks_for_it_tls_must_be_for_the_name_that_was_asked_for() 
         assert!(!passes || arrived == begins, "it is changed on the way");
     }
     let plain = format!("GET http://test.example:{}/ HTTP/1.1\r\n\r\n", outside.port());
-    let (answer, _) = tokio::join!(asks(&door, &plain), outside.listener.accept());
+    let answer = asks(&door, &plain).await;
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("by TLS alone"), "{answer}");
     let egress = door.close().await;
     let reasons: Vec<_> = egress.connections.iter().filter_map(|it| it.reason).collect();
     assert_eq!(reasons, [Reason::Sni; 4]);
-    assert_eq!((egress.refused, egress.reasons), (4, BTreeMap::from([(Reason::Sni, 4)])));
+    assert_eq!((egress.made, egress.refused), (4, 4), "what is plain is refused before it is connected");
+    assert_eq!(egress.reasons, BTreeMap::from([(Reason::Sni, 4)]));
 }
 
 #[tokio::test]
