@@ -1,6 +1,8 @@
 //! Addresses that no name may lead to, unless somebody said so.
 //!
-//! The ranges are those of IANA's special-purpose registries for IPv4 (RFC 6890 and its updates) and IPv6.
+//! The ranges are those of the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates up to
+//! RFC 9780) that are not globally reachable, multicast, and addresses at which clouds tell machines their secrets. Of
+//! IPv6, what is not in `2000::/3` is no global unicast and refused whole; so is `3fff::/16`, of which documentation has part.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
@@ -15,11 +17,13 @@ pub(crate) fn special(address: IpAddr) -> Option<&'static str> {
 }
 
 fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
-    let [a, b, c, _] = address.octets();
+    let [a, b, c, d] = address.octets();
     Some(match (a, b, c) {
         (0, ..) => "an unspecified",
         (127, ..) => "a loopback",
         (169, 254, _) => "a link-local or metadata",
+        // Azure's, the only one that lies among the public ones.
+        (168, 63, 129) if d == 16 => "a metadata",
         (10, ..) | (172, 16..=31, _) | (192, 168, _) => "a private",
         (100, 64..=127, _) => "a carrier's private",
         (192, 0, 0 | 2) | (198, 51, 100) | (203, 0, 113) | (198, 18..=19, _) | (192, 88, 99) => "a reserved",
@@ -72,6 +76,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_ours_if_this_host_has_it() {
+        for (address, ours) in
+            [("127.0.0.1", true), ("127.9.9.9", true), ("192.0.2.1", false), ("1.1.1.1", false)]
+        {
+            assert_eq!(is_ours(address.parse().unwrap()), ours, "{address}");
+        }
+    }
+
+    #[test]
     fn no_special_address_is_taken_for_a_public_one() {
         for special_one in [
             "127.0.0.1",
@@ -87,6 +100,17 @@ mod tests {
             "255.255.255.255",
             "192.0.2.1",
             "198.18.0.1",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "192.88.99.1",
+            "240.0.0.1",
+            "::ffff:168.63.129.16",
+            "64:ff9b:1::1",
+            "100:0:0:1::1",
+            "2001:20::1",
+            "3fff::1",
+            "5f00::1",
             "::1",
             "::",
             "fe80::1",
@@ -105,7 +129,16 @@ mod tests {
         ] {
             assert!(special(special_one.parse().unwrap()).is_some(), "{special_one}");
         }
-        for public in ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::1"] {
+        for public in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "168.63.129.17",
+            "192.31.196.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2606:4700::1111",
+            "2a00:1450::1",
+        ] {
             assert_eq!(special(public.parse().unwrap()), None, "{public}");
         }
     }

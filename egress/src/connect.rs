@@ -19,7 +19,7 @@ use crate::{
     limits::{Meter, Pass},
     record::{Book, Ended, Entry},
     refusal::Refusal,
-    resolve::{Hosts, resolve},
+    resolve::Names,
     rule::{Host, Rule, Target},
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Way {
     pub(crate) tenant: String,
     pub(crate) meter: Arc<Meter>,
     pub(crate) book: Arc<Book>,
-    pub(crate) hosts: Arc<Hosts>,
+    pub(crate) names: Names,
 }
 
 /// A connection to outside: counted, limited and recorded.
@@ -68,7 +68,7 @@ impl Way {
     ) -> Result<(Upstream, &'r Rule), Refusal> {
         let rule = self.rule_for(target, rules)?;
         let pass = self.meter.begin()?;
-        let addresses = resolve(target, rule, &self.hosts).await?;
+        let addresses = self.names.resolve(target, rule).await?;
         let mut why = String::new();
         for address in addresses.into_iter().take(ADDRESSES) {
             let address = SocketAddr::new(address, target.port);

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     refusal::Refusal,
-    resolve::{Hosts, resolve},
+    resolve::{Hosts, Names},
     rule::{Host, HostPattern, Ports, Rule, Target},
     secret::{SecretError, SecretRule},
     tls::Trust,
@@ -57,8 +57,9 @@ pub struct Inject {
 
 impl Fixed {
     /// The addresses to which it would lead now.
-    pub async fn leads_to(&self, hosts: &Hosts) -> Result<Vec<IpAddr>, Refusal> {
-        resolve(&self.to, &self.rule(), hosts).await
+    pub async fn leads_to(&self, hosts: Arc<Hosts>) -> Result<Vec<IpAddr>, Refusal> {
+        let names = Names { hosts, resolver: Arc::default(), share: Arc::default() };
+        names.resolve(&self.to, &self.rule()).await
     }
 
     /// The one rule that it goes by: whoever made the tunnel named the place.

@@ -27,7 +27,7 @@ pub use limits::{Limits, Share};
 pub use plan::{Ask, Denial, Plan, Rights};
 pub use record::{Connection, Egress, Ended};
 pub use refusal::{Reason, Refusal};
-pub use resolve::Hosts;
+pub use resolve::{Hosts, Resolver};
 pub use rule::{BadRule, HostPattern, Ports, Rule, Target};
 pub use secret::{Place, SecretError, SecretRule, Source};
 pub use session::{OpenError, PROXY_PORT, SecretFile, Session};

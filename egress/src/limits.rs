@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::refusal::Refusal;
 
 /// How far a rate may be run ahead of: what comes in one piece goes in one piece.
 const BURST: Duration = Duration::from_millis(100);
+
+/// Names of one tenant's jobs that may be looked up at once.
+pub(crate) const TENANTS_LOOK_UPS: usize = 16;
 
 /// What holds for each job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,7 @@ pub struct Share {
     connections: usize,
     open: AtomicUsize,
     bucket: Option<Bucket>,
+    look_ups: Arc<Semaphore>,
 }
 
 /// Counts for one job.
@@ -65,7 +69,13 @@ impl Share {
     /// With so many connections at once, and so many bytes a second.
     #[must_use]
     pub fn new(connections: usize, rate: Option<u64>) -> Self {
-        Self { connections, open: AtomicUsize::new(0), bucket: rate.map(Bucket::new) }
+        let (open, bucket) = (AtomicUsize::new(0), rate.map(Bucket::new));
+        Self { connections, open, bucket, look_ups: Arc::new(Semaphore::new(TENANTS_LOOK_UPS)) }
+    }
+
+    /// Places for names that are looked up.
+    pub(crate) fn look_ups(&self) -> &Arc<Semaphore> {
+        &self.look_ups
     }
 }
 

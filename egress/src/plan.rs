@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     fixed::Fixed,
     limits::{Limits, Share},
-    resolve::Hosts,
+    resolve::{Hosts, Resolver},
     rule::{Ports, Rule, parse},
     secret::SecretRule,
 };
@@ -23,6 +23,8 @@ pub struct Rights {
     pub limits: Limits,
     /// Names that the operator gave addresses.
     pub hosts: Arc<Hosts>,
+    /// Who knows the others.
+    pub resolver: Arc<Resolver>,
     /// What all jobs of the tenant share.
     pub share: Arc<Share>,
 }
@@ -57,6 +59,7 @@ pub struct Plan {
     pub(crate) secrets: Vec<Arc<SecretRule>>,
     pub(crate) limits: Limits,
     pub(crate) hosts: Arc<Hosts>,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) share: Arc<Share>,
 }
 
@@ -72,6 +75,7 @@ impl Rights {
             secrets: Vec::new(),
             limits: self.limits,
             hosts: self.hosts.clone(),
+            resolver: self.resolver.clone(),
             share: self.share.clone(),
         };
         for (index, text) in ask.allow.iter().enumerate() {

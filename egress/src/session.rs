@@ -24,6 +24,7 @@ use crate::{
     plan::Plan,
     proxy::{Injector, Proxy, tunnel},
     record::{Asker, Book, Egress},
+    resolve::Names,
     secret::{Place, SecretError, SecretRule},
 };
 
@@ -104,7 +105,11 @@ impl Session {
             tenant: tenant.to_owned(),
             meter: Arc::new(Meter::new(plan.limits, plan.share.clone())),
             book: book.clone(),
-            hosts: plan.hosts.clone(),
+            names: Names {
+                hosts: plan.hosts.clone(),
+                resolver: plan.resolver.clone(),
+                share: plan.share.clone(),
+            },
         });
         let (over, job_over) = watch::channel(false);
         let tasks = Tasks::default();

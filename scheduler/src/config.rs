@@ -171,8 +171,9 @@ impl Config {
             // A job that does not say how long it runs is not one that takes a claim.
             default.timeout = default.timeout.min(broker.longest_held());
         }
+        let resolver = Arc::default();
         let tenants = self.tenants.iter().map(|(name, tenant)| {
-            let egress = Arc::new(self.rights(name)?);
+            let egress = Arc::new(self.rights(name, &resolver)?);
             Ok((name.clone(), Policy { egress, ..tenant.policy(&default) }))
         });
         let tenants = tenants.collect::<Result<_, ConfigError>>()?;
@@ -181,8 +182,9 @@ impl Config {
 
     /// The same for jobs that the operator brings along: only what they may reach is the tenant's.
     pub fn own_policies(&self) -> Result<Policies, ConfigError> {
+        let resolver = Arc::default();
         let tenants = self.tenants.keys().map(|name| {
-            let egress = Arc::new(self.rights(name)?);
+            let egress = Arc::new(self.rights(name, &resolver)?);
             Ok((name.clone(), Policy { egress, ..Policy::default() }))
         });
         let tenants = tenants.collect::<Result<_, ConfigError>>()?;

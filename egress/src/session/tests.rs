@@ -1,6 +1,10 @@
 //! The door from the job's side: what is sent to its ports, against real listeners on the loopback.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::Ipv4Addr,
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use tempfile::TempDir;
 use tokio::{
@@ -10,7 +14,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    Ask, Ended, Hosts, Inject, Limits, Reason, Rights, Source, Trust,
+    Ask, Ended, Hosts, Inject, Limits, Reason, Resolver, Rights, Source, Trust,
     forward::Onward,
     rule::{Host, Target},
 };
@@ -164,6 +168,38 @@ async fn a_name_that_leads_to_this_host_is_refused_whoever_allowed_it() {
     let answer = asks(&door, &format!("CONNECT localhost:{port} HTTP/1.1\r\n\r\n")).await;
     assert!(answer.contains("denied: host localhost leads to a loopback address"), "{answer}");
     assert_eq!(refusals(door).await, [(format!("localhost:{port}"), Reason::Address)]);
+}
+
+#[tokio::test]
+async fn the_address_that_was_looked_at_is_the_one_that_is_connected_to() {
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut rule: crate::Rule = format!("rebinds.example:{port}").parse().unwrap();
+    rule.addresses = vec!["127.0.0.2/32".parse().unwrap()];
+    let asked = Arc::new(AtomicU8::new(0));
+    let times = asked.clone();
+    // First to where it may lead, and from then on to where it may not.
+    let look_up = move |_: &str| {
+        let first = times.fetch_add(1, Ordering::SeqCst) == 0;
+        Ok(vec![if first { [127, 0, 0, 2].into() } else { Ipv4Addr::LOCALHOST.into() }])
+    };
+    let rights =
+        Rights { allow: vec![rule], resolver: Arc::new(Resolver::new(look_up)), ..Rights::default() };
+    let allow = ["rebinds.example".to_owned()];
+    let plan = rights.grant("acme", &Ask { allow: &allow, tunnels: &[], secrets: &[] }).unwrap();
+    let door = Session::open(&plan.unwrap(), "acme", "job").await.unwrap();
+    let request = format!("CONNECT rebinds.example:{port} HTTP/1.1\r\n\r\n");
+    let mut job = connects(&door, PROXY_PORT);
+    job.write_all(request.as_bytes()).await.unwrap();
+    assert!(head(&mut job).await.starts_with("HTTP/1.1 200 "));
+    listener.accept().await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let answer = asks(&door, &request).await;
+    assert!(answer.contains("leads to a loopback address"), "{answer}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    let egress = door.close().await;
+    assert_eq!(egress.connections[0].address, Some(format!("127.0.0.2:{port}")));
+    assert_eq!((egress.made, egress.reasons), (1, BTreeMap::from([(Reason::Address, 1)])));
 }
 
 #[tokio::test]

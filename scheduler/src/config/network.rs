@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use egress::{
-    Fixed, Hosts, Inject, IpNet, Kind, Limits, Place, Rights, Rule, SecretRule, Share, Source, Target, Trust,
+    Fixed, Hosts, Inject, IpNet, Kind, Limits, Place, Resolver, Rights, Rule, SecretRule, Share, Source,
+    Target, Trust,
 };
 use serde::Deserialize;
 use worker::Size;
@@ -290,10 +291,13 @@ impl Config {
     }
 
     /// What jobs of a tenant may reach.
-    pub(super) fn rights(&self, tenant: &str) -> Result<Rights, ConfigError> {
-        let Some(part) = self.tenants.get(tenant) else { return self.rights_to(tenant, Vec::new(), &[]) };
+    pub(super) fn rights(&self, tenant: &str, resolver: &Arc<Resolver>) -> Result<Rights, ConfigError> {
+        let resolver = resolver.clone();
+        let Some(part) = self.tenants.get(tenant) else {
+            return Ok(Rights { resolver, ..self.rights_to(tenant, Vec::new(), &[])? });
+        };
         let rules = part.allow.iter().map(|allow| allow.rule("allow")).collect::<Result<_, _>>()?;
-        self.rights_to(tenant, rules, &part.tunnels)
+        Ok(Rights { resolver, ..self.rights_to(tenant, rules, &part.tunnels)? })
     }
 
     /// What jobs of the operator's own may reach, which they say on the command line.
@@ -359,13 +363,13 @@ impl Config {
     /// Where each tunnel would lead now, and whether each secret can be had: what is spoken of, and what was found.
     pub async fn look_at_network(&self) -> Vec<(String, Result<String, String>)> {
         let mut seen = Vec::new();
-        let hosts = self.network.hosts.clone().into_iter().collect::<Hosts>();
+        let hosts = Arc::new(self.network.hosts.clone().into_iter().collect::<Hosts>());
         for (name, part) in &self.tunnels {
             let users = self.tenants.iter().filter(|(_, tenant)| tenant.tunnels.contains(name));
             // Whoever may use it has the secrets for it; nobody's still leads somewhere.
             let tenant = users.map(|(name, _)| name.as_str()).next().unwrap_or("local");
             let found = match self.fixed(name, part, tenant) {
-                Ok(fixed) => fixed.leads_to(&hosts).await.map_err(|refusal| refusal.to_string()),
+                Ok(fixed) => fixed.leads_to(hosts.clone()).await.map_err(|refusal| refusal.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             let shown = |found: Vec<IpAddr>| {
