@@ -2,10 +2,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::{
+    forward::is_of_one_connection,
     refusal::Refusal,
     resolve::{Hosts, Names},
     rule::{Host, HostPattern, Ports, Rule, Target},
@@ -56,6 +57,12 @@ pub struct Inject {
 }
 
 impl Fixed {
+    /// The variable in which jobs find a tunnel of this name.
+    #[must_use]
+    pub fn variable(name: &str) -> String {
+        format!("MAYFLY_TUNNEL_{}", name.to_uppercase().replace(['-', '.'], "_"))
+    }
+
     /// The addresses to which it would lead now.
     pub async fn leads_to(&self, hosts: Arc<Hosts>) -> Result<Vec<IpAddr>, Refusal> {
         let names = Names { hosts, resolver: Arc::default(), share: Arc::default() };
@@ -74,6 +81,15 @@ impl Fixed {
 }
 
 impl Inject {
+    /// Whether a host may add a header of this name, with this around the secret.
+    pub fn check(header: &str, around: &str) -> Result<(), &'static str> {
+        let name = HeaderName::from_bytes(header.as_bytes()).map_err(|_| "is no name of a header")?;
+        if name == HOST || name == CONTENT_LENGTH || is_of_one_connection(&name) {
+            return Err("is a header that mayfly writes itself, or that is of one connection");
+        }
+        HeaderValue::from_str(around).map(drop).map_err(|_| "has a value that no header may have")
+    }
+
     /// The header, as it is sent.
     pub(crate) async fn header(&self) -> Result<(HeaderName, HeaderValue), SecretError> {
         let secret = self.secret.read().await?;
@@ -86,5 +102,26 @@ impl Inject {
             value.map_err(|_| self.secret.problem("it has bytes in it that no header may have"))?;
         value.set_sensitive(true);
         Ok((name, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_mayfly_writes_itself_or_strips_is_nothing_to_add() {
+        for bad in
+            ["Host", "connection", "Keep-Alive", "Transfer-Encoding", "content-length", "", "a b", "x:"]
+        {
+            assert!(Inject::check(bad, "Bearer ").is_err(), "{bad}");
+        }
+        assert!(Inject::check("Authorization", "a\nb").is_err());
+        assert_eq!(Inject::check("X-Api-Key", "").and(Inject::check("authorization", "Bearer ")), Ok(()));
+    }
+
+    #[test]
+    fn a_tunnels_variable_is_one_that_shells_know() {
+        assert_eq!(Fixed::variable("my-model.v2"), "MAYFLY_TUNNEL_MY_MODEL_V2");
     }
 }

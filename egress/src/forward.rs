@@ -152,6 +152,10 @@ impl Onward<'_> {
     }
 }
 
+pub(crate) fn is_of_one_connection(name: &HeaderName) -> bool {
+    OF_ONE_CONNECTION.contains(name) || KEEP_ALIVE.contains(&name.as_str())
+}
+
 fn strip(headers: &mut HeaderMap) {
     let named: Vec<_> = headers
         .get_all(header::CONNECTION)

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -112,6 +112,10 @@ impl SecretRule {
 
 /// Blocks: a file of a few bytes, once a job, is read before a thread for it would have begun.
 fn from_file(path: &Path) -> io::Result<Vec<u8>> {
+    // A FIFO would be waited for until somebody writes, and a device might never end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut bytes = Vec::new();
     File::open(path)?.take(LONGEST as u64 + 2).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -161,7 +165,7 @@ mod tests {
     async fn a_secret_is_read_from_where_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        std::fs::write(&path, "s3cret\n").unwrap();
+        fs::write(&path, "s3cret\n").unwrap();
         assert_eq!(secret(Source::File(path)).read().await.unwrap().bytes(), b"s3cret");
         assert_eq!(sh("printf 'two\\nlines\\n'").read().await.unwrap().bytes(), b"two\nlines");
         assert!(!secret(Source::Env("PATH".into())).read().await.unwrap().bytes().is_empty());
@@ -169,8 +173,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_had_is_said_without_saying_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         let cases = [
             (secret(Source::File("/nowhere".into())), "cannot read /nowhere"),
+            (secret(Source::File(fifo)), "no regular file"),
+            (secret(Source::File("/dev/zero".into())), "no regular file"),
             (secret(Source::Env("MAYFLY_NOBODY_HAS_THIS".into())), "no variable"),
             (sh("echo half-a-secret; exit 3"), "exit status: 3"),
             (sh("true"), "empty"),

@@ -130,8 +130,8 @@ impl Session {
         for fixed in &plan.tunnels {
             let way_out = session.tunnel(&way, fixed).await?;
             session.ways.insert(fixed.port, way_out);
-            let name = fixed.name.to_uppercase().replace(['-', '.'], "_");
-            session.environment.insert(format!("MAYFLY_TUNNEL_{name}"), format!("127.0.0.1:{}", fixed.port));
+            let place = format!("127.0.0.1:{}", fixed.port);
+            session.environment.insert(Fixed::variable(&fixed.name), place);
         }
         for secret in &plan.secrets {
             session.hand_over(secret).await?;
