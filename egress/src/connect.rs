@@ -66,6 +66,7 @@ impl Way {
         target: &Target,
         rules: &'r [Rule],
     ) -> Result<(Upstream, &'r Rule), Refusal> {
+        self.meter.attempt()?;
         let rule = self.rule_for(target, rules)?;
         let pass = self.meter.begin()?;
         let addresses = self.names.resolve(target, rule).await?;

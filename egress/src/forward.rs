@@ -177,7 +177,7 @@ pub(crate) fn refuse(refusal: &Refusal) -> Response<Body> {
     let status = match refusal.reason() {
         Reason::Request => StatusCode::BAD_REQUEST,
         Reason::Resolve | Reason::Connect => StatusCode::BAD_GATEWAY,
-        Reason::Connections | Reason::Bytes => StatusCode::TOO_MANY_REQUESTS,
+        Reason::Connections | Reason::Attempts | Reason::Bytes => StatusCode::TOO_MANY_REQUESTS,
         Reason::Name | Reason::Port | Reason::Literal | Reason::Address | Reason::Sni => {
             StatusCode::FORBIDDEN
         }

@@ -14,6 +14,8 @@ use crate::refusal::Refusal;
 
 /// How far a rate may be run ahead of: what comes in one piece goes in one piece.
 const BURST: Duration = Duration::from_millis(100);
+/// The same for attempts: who needs many connections needs them at the beginning.
+const CROWD: Duration = Duration::from_secs(5);
 
 /// Names of one tenant's jobs that may be looked up at once.
 pub(crate) const TENANTS_LOOK_UPS: usize = 16;
@@ -27,7 +29,13 @@ pub struct Limits {
     pub bytes: u64,
     /// Bytes a second, sent and received together; `None`: as fast as they come.
     pub rate: Option<u64>,
+    /// Connections asked for in a second, whether they are made or refused. Those of five seconds may come at once.
+    pub attempts: u64,
 }
+
+/// What a job has sent and received so far, in all its tries together.
+#[derive(Debug, Default)]
+pub(crate) struct Spent(AtomicU64);
 
 /// What the jobs of a tenant share on this host.
 #[derive(Debug)]
@@ -35,6 +43,7 @@ pub struct Share {
     connections: usize,
     open: AtomicUsize,
     bucket: Option<Bucket>,
+    attempts: Bucket,
     look_ups: Arc<Semaphore>,
 }
 
@@ -42,9 +51,10 @@ pub struct Share {
 #[derive(Debug)]
 pub(crate) struct Meter {
     limits: Limits,
-    spent: AtomicU64,
+    spent: Arc<Spent>,
     open: AtomicUsize,
     bucket: Option<Bucket>,
+    attempts: Bucket,
     share: Arc<Share>,
 }
 
@@ -61,16 +71,21 @@ struct Bucket {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 128, bytes: 1024 * 1024 * 1024, rate: None }
+        Self { connections: 128, bytes: 1024 * 1024 * 1024, rate: None, attempts: 100 }
     }
 }
 
 impl Share {
-    /// With so many connections at once, and so many bytes a second.
+    /// With so many connections at once, so many bytes a second, and so many connections asked for in one.
     #[must_use]
-    pub fn new(connections: usize, rate: Option<u64>) -> Self {
-        let (open, bucket) = (AtomicUsize::new(0), rate.map(Bucket::new));
-        Self { connections, open, bucket, look_ups: Arc::new(Semaphore::new(TENANTS_LOOK_UPS)) }
+    pub fn new(connections: usize, rate: Option<u64>, attempts: u64) -> Self {
+        Self {
+            connections,
+            open: AtomicUsize::new(0),
+            bucket: rate.map(Bucket::new),
+            attempts: Bucket::new(attempts),
+            look_ups: Arc::new(Semaphore::new(TENANTS_LOOK_UPS)),
+        }
     }
 
     /// Places for names that are looked up.
@@ -81,29 +96,52 @@ impl Share {
 
 impl Default for Share {
     fn default() -> Self {
-        Self::new(1024, None)
+        Self::new(1024, None, 1000)
     }
 }
 
 impl PartialEq for Share {
     /// What is open at the moment makes no difference to what is allowed.
     fn eq(&self, other: &Self) -> bool {
-        let rate = |share: &Self| share.bucket.as_ref().map(|bucket| bucket.rate);
-        (self.connections, rate(self)) == (other.connections, rate(other))
+        let limits = |share: &Self| {
+            let rate = share.bucket.as_ref().map(|bucket| bucket.rate);
+            (share.connections, rate, share.attempts.rate)
+        };
+        limits(self) == limits(other)
     }
 }
 
 impl Eq for Share {}
 
+impl PartialEq for Spent {
+    /// What was spent makes no difference to what is allowed.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Spent {}
+
 impl Meter {
-    pub(crate) fn new(limits: Limits, share: Arc<Share>) -> Self {
-        let bucket = limits.rate.map(Bucket::new);
-        Self { limits, spent: AtomicU64::new(0), open: AtomicUsize::new(0), bucket, share }
+    pub(crate) fn new(limits: Limits, share: Arc<Share>, spent: Arc<Spent>) -> Self {
+        let (bucket, attempts) = (limits.rate.map(Bucket::new), Bucket::new(limits.attempts));
+        Self { limits, spent, open: AtomicUsize::new(0), bucket, attempts, share }
+    }
+
+    /// Counts a connection that is asked for. What the job itself may not ask takes nothing from the others' share.
+    pub(crate) fn attempt(&self) -> Result<(), Refusal> {
+        if !self.attempts.take_one(CROWD) {
+            return Err(Refusal::Attempts("the job asks for connections faster than it may"));
+        }
+        if !self.share.attempts.take_one(CROWD) {
+            return Err(Refusal::Attempts("the tenant's jobs ask for connections faster than they may"));
+        }
+        Ok(())
     }
 
     /// Takes a place for one more connection.
     pub(crate) fn begin(self: &Arc<Self>) -> Result<Pass, Refusal> {
-        if self.spent.load(Ordering::Relaxed) >= self.limits.bytes {
+        if self.spent.0.load(Ordering::Relaxed) >= self.limits.bytes {
             return Err(Refusal::Bytes(self.limits.bytes));
         }
         if !take_place(&self.open, self.limits.connections) {
@@ -121,7 +159,7 @@ impl Meter {
     /// Counts bytes that went over, and says until when to wait before more may.
     pub(crate) fn spend(&self, bytes: usize) -> Result<Option<Instant>, Refusal> {
         let bytes = bytes as u64;
-        if self.spent.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limits.bytes {
+        if self.spent.0.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limits.bytes {
             return Err(Refusal::Bytes(self.limits.bytes));
         }
         let buckets = [&self.bucket, &self.share.bucket].into_iter().flatten();
@@ -147,10 +185,27 @@ impl Bucket {
         Self { rate, paid_until: Mutex::new(Instant::now()) }
     }
 
+    /// Takes one, or nothing where it would run further ahead than this.
+    fn take_one(&self, ahead: Duration) -> bool {
+        let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let then = (*paid_until).max(now) + self.time_of(1);
+        let may = then <= now + ahead;
+        if may {
+            *paid_until = then;
+        }
+        may
+    }
+
+    fn time_of(&self, taken: u64) -> Duration {
+        Duration::from_secs_f64(taken as f64 / self.rate as f64)
+    }
+
+    /// Takes what went over already, and says until when to wait before more may.
     fn take(&self, bytes: u64) -> Option<Instant> {
         let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        *paid_until = (*paid_until).max(now) + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        *paid_until = (*paid_until).max(now) + self.time_of(bytes);
         let free = paid_until.checked_sub(BURST)?;
         (free > now).then_some(free)
     }
@@ -161,12 +216,13 @@ mod tests {
     use super::*;
 
     fn meter(connections: usize, bytes: u64, share: &Arc<Share>) -> Arc<Meter> {
-        Arc::new(Meter::new(Limits { connections, bytes, rate: None }, share.clone()))
+        let limits = Limits { connections, bytes, ..Limits::default() };
+        Arc::new(Meter::new(limits, share.clone(), Arc::default()))
     }
 
     #[test]
     fn places_are_given_back_and_a_tenants_jobs_share_theirs() {
-        let share = Arc::new(Share::new(3, None));
+        let share = Arc::new(Share::new(3, None, 1000));
         let (one, other) = (meter(2, 10, &share), meter(2, 10, &share));
         let (first, second) = (one.begin().unwrap(), one.begin().unwrap());
         assert!(matches!(one.begin(), Err(Refusal::Connections(why)) if why.starts_with("the job")));
@@ -183,6 +239,42 @@ mod tests {
         assert_eq!(meter.spend(10), Ok(None));
         assert_eq!(meter.spend(1), Err(Refusal::Bytes(10)));
         assert!(matches!(meter.begin(), Err(Refusal::Bytes(10))));
+    }
+
+    #[test]
+    fn an_allowance_does_not_begin_anew_with_another_try() {
+        let spent: Arc<Spent> = Arc::default();
+        let limits = Limits { bytes: 10, ..Limits::default() };
+        let meter = || Arc::new(Meter::new(limits, Arc::default(), spent.clone()));
+        assert_eq!(meter().spend(8), Ok(None));
+        assert_eq!(meter().spend(3), Err(Refusal::Bytes(10)));
+        assert!(matches!(meter().begin(), Err(Refusal::Bytes(10))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_too_fast_is_refused_and_takes_nothing_from_the_others_of_the_tenant() {
+        let share = Arc::new(Share::new(10, None, 4));
+        let limits = Limits { attempts: 2, ..Limits::default() };
+        let meter = || Meter::new(limits, share.clone(), Arc::default());
+        let (fast, slow) = (meter(), meter());
+        let refused = |meter: &Meter| match meter.attempt() {
+            Err(Refusal::Attempts(why)) => Some(why.split(' ').take(2).last().unwrap()),
+            Err(refusal) => panic!("{refusal}"),
+            Ok(()) => None,
+        };
+        // Those of five seconds at once, and then at the rate.
+        for _ in 0..10 {
+            assert_eq!(refused(&fast), None);
+        }
+        for _ in 0..1000 {
+            assert_eq!(refused(&fast), Some("job"));
+        }
+        for _ in 0..10 {
+            assert_eq!(refused(&slow), None, "it has what the other took in vain");
+        }
+        assert_eq!(refused(&meter()), Some("tenant's"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!([(); 3].map(|()| refused(&fast)), [None, None, Some("job")]);
     }
 
     #[tokio::test(start_paused = true)]

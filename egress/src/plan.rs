@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     fixed::Fixed,
-    limits::{Limits, Share},
+    limits::{Limits, Share, Spent},
     resolve::{Hosts, Resolver},
     rule::{Ports, Rule, parse},
     secret::SecretRule,
@@ -61,9 +61,20 @@ pub struct Plan {
     pub(crate) hosts: Arc<Hosts>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) share: Arc<Share>,
+    /// One for all tries of the job.
+    pub(crate) spent: Arc<Spent>,
 }
 
 impl Rights {
+    /// Goes on with what is counted for those of before: where what the tenant's jobs share is as much as it was, it is
+    /// the same still, and nothing of it begins anew.
+    pub fn go_on_from(&mut self, before: &Self) {
+        if self.share == before.share {
+            self.share = before.share.clone();
+        }
+        self.resolver = before.resolver.clone();
+    }
+
     /// What a job gets that asks for this. `None`: it asks for nothing.
     pub fn grant(&self, tenant: &str, ask: &Ask<'_>) -> Result<Option<Plan>, Denial> {
         if ask.allow.is_empty() && ask.tunnels.is_empty() && ask.secrets.is_empty() {
@@ -77,6 +88,7 @@ impl Rights {
             hosts: self.hosts.clone(),
             resolver: self.resolver.clone(),
             share: self.share.clone(),
+            spent: Arc::default(),
         };
         for (index, text) in ask.allow.iter().enumerate() {
             plan.allow.extend(self.rules_for(tenant, text).map_err(|(reason, hint)| Denial {
@@ -179,6 +191,19 @@ mod tests {
             "allow[0]: port 80 of pypi.org:80 is not allowed for tenant acme"
         );
         assert!(asked(&rights, &["*"]).is_err() && asked(&rights, &["pypi.org:*"]).is_err());
+    }
+
+    #[test]
+    fn a_tenants_share_goes_on_unless_it_is_another() {
+        let share = |connections| Arc::new(Share::new(connections, Some(1000), 10));
+        let before = Rights { share: share(5), ..Rights::default() };
+        let (mut same, mut other) =
+            (Rights { share: share(5), ..rights(&["a.b"]) }, Rights { share: share(6), ..Rights::default() });
+        same.go_on_from(&before);
+        other.go_on_from(&before);
+        assert!(Arc::ptr_eq(&same.share, &before.share) && !Arc::ptr_eq(&other.share, &before.share));
+        assert!(Arc::ptr_eq(&other.resolver, &before.resolver), "look-ups are the host's");
+        assert_eq!(same.allow.len(), 1);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::refusal::{Reason, Refusal};
 
 /// Connections that are listed; the rest are only counted.
 const LISTED: usize = 100;
+/// Refusals of one job that have a line of the log each; the rest have one together.
+const LOGGED: u64 = 20;
 /// What is shown of a host that is none.
 const LONGEST_SHOWN: usize = 128;
 
@@ -37,6 +39,23 @@ pub struct Egress {
     pub received: u64,
     /// The first 100 of both kinds, in the order in which they were asked for.
     pub connections: Vec<Connection>,
+}
+
+impl Egress {
+    /// Of a job that was tried before: what it did then counts, too.
+    #[must_use]
+    pub fn after(mut self, before: Self) -> Self {
+        self.made += before.made;
+        self.refused += before.refused;
+        for (reason, times) in before.reasons {
+            *self.reasons.entry(reason).or_default() += times;
+        }
+        self.sent += before.sent;
+        self.received += before.received;
+        self.connections.splice(0..0, before.connections);
+        self.connections.truncate(LISTED);
+        self
+    }
 }
 
 /// One connection that a job asked for.
@@ -141,25 +160,29 @@ impl Book {
     pub(crate) fn refused(&self, via: &str, to: &str, refusal: &Refusal) {
         let entry = Arc::new(Entry::new(via, to, None));
         entry.end(Ended::Refused, Some(refusal));
-        self.log(&entry);
         let mut pages = lock(&self.pages);
-        *pages.refused.entry(refusal.reason()).or_default() += 1;
+        let is_logged = pages.refuse(refusal.reason());
         pages.list(&entry);
+        drop(pages);
+        if is_logged {
+            self.log(&entry);
+        }
     }
 
     /// A connection has ended.
     pub(crate) fn over(&self, entry: &Arc<Entry>) {
         entry.end(Ended::JobEnded, None);
-        self.log(entry);
         let reason =
             lock(&entry.end).as_ref().and_then(|end| end.refusal.as_ref().map(|(reason, _)| *reason));
         let mut pages = lock(&self.pages);
-        if let Some(reason) = reason {
-            *pages.refused.entry(reason).or_default() += 1;
-        }
+        let is_logged = reason.is_none_or(|reason| pages.refuse(reason));
         if !pages.listed.iter().any(|listed| Arc::ptr_eq(listed, entry)) {
             pages.sent += entry.sent.load(Ordering::Relaxed);
             pages.received += entry.received.load(Ordering::Relaxed);
+        }
+        drop(pages);
+        if is_logged {
+            self.log(entry);
         }
     }
 
@@ -172,8 +195,18 @@ impl Book {
         tracing::info!(tenant, job, via, to, address, sent, received, ?ended, why, "egress");
     }
 
+    /// The last line: what is told of the job, once there is nothing more to come.
+    pub(crate) fn close(&self) -> Egress {
+        let egress = self.egress();
+        if let Some(more @ 1..) = egress.refused.checked_sub(LOGGED) {
+            let (Asker { tenant, job }, reasons) = (&self.asker, &egress.reasons);
+            tracing::info!(tenant, job, more, ?reasons, "egress: refusals that have no line of their own");
+        }
+        egress
+    }
+
     /// What there is to tell.
-    pub(crate) fn egress(&self) -> Egress {
+    fn egress(&self) -> Egress {
         let pages = lock(&self.pages);
         let connections: Vec<_> = pages.listed.iter().map(|entry| entry.shown()).collect();
         Egress {
@@ -188,6 +221,12 @@ impl Book {
 }
 
 impl Pages {
+    /// Counts it, and says whether it is among those that are logged.
+    fn refuse(&mut self, reason: Reason) -> bool {
+        *self.refused.entry(reason).or_default() += 1;
+        self.refused.values().sum::<u64>() <= LOGGED
+    }
+
     fn list(&mut self, entry: &Arc<Entry>) {
         if self.listed.len() < LISTED {
             self.listed.push(entry.clone());
@@ -249,6 +288,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::{self, Write};
+
+    use tracing::{Event, Metadata, Subscriber, field::Field, span};
+
     use super::*;
 
     #[test]
@@ -282,6 +325,75 @@ mod tests {
         let egress = book.egress();
         assert_eq!((egress.made, egress.refused), (3, 3));
         assert_eq!(egress.reasons, BTreeMap::from([(Reason::Bytes, 2), (Reason::Sni, 1)]));
+    }
+
+    #[test]
+    fn what_a_job_did_in_an_earlier_try_counts_and_comes_first() {
+        let tried = |to: &str, times: usize| {
+            let book = Book::new(Asker { tenant: "acme".into(), job: "one".into() });
+            for _ in 0..times {
+                let entry = book.made("proxy", to, ([192, 0, 2, 1], 80).into());
+                entry.sent(2);
+                entry.received(3);
+                book.over(&entry);
+                book.refused("proxy", to, &Refusal::Bytes(10));
+            }
+            book.egress()
+        };
+        let both = tried("late:80", 40).after(tried("early:80", 30));
+        assert_eq!((both.made, both.refused, both.sent, both.received), (70, 70, 140, 210));
+        assert_eq!(both.reasons, BTreeMap::from([(Reason::Bytes, 70)]));
+        let listed: Vec<_> = both.connections.iter().map(|it| it.to.as_str()).collect();
+        assert_eq!((listed.len(), listed[59], listed[60]), (LISTED, "early:80", "late:80"));
+    }
+
+    /// Hears what is logged.
+    #[derive(Default)]
+    struct Listener(Mutex<Vec<String>>);
+
+    impl Subscriber for Listener {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            let mut line = String::new();
+            event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+                write!(line, "{field}={value:?} ").unwrap();
+            });
+            lock(&self.0).push(line);
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn a_job_that_is_refused_for_ever_fills_no_log() {
+        let heard = Arc::new(Listener::default());
+        tracing::subscriber::with_default(heard.clone(), || {
+            let book = Book::new(Asker { tenant: "acme".into(), job: "one".into() });
+            for _ in 0..1000 {
+                book.refused("proxy", "a.b:80", &Refusal::Bytes(10));
+                let entry = book.made("proxy", "a.b:80", ([192, 0, 2, 1], 80).into());
+                entry.end(Ended::Refused, Some(&Refusal::Sni("it is no TLS".into())));
+                book.over(&entry);
+            }
+            assert_eq!(book.close().refused, 2000);
+        });
+        let lines = lock(&heard.0);
+        assert_eq!(lines.len() as u64, LOGGED + 1);
+        let last = lines.last().unwrap();
+        assert!(last.contains("more=1980 reasons={Bytes: 1000, Sni: 1000}"), "{last}");
     }
 
     #[test]

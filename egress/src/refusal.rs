@@ -60,6 +60,9 @@ pub enum Refusal {
     /// The job has as many connections as it may have.
     #[error("denied: {0}")]
     Connections(&'static str),
+    /// The job asks faster than it may.
+    #[error("denied: {0}")]
+    Attempts(&'static str),
     /// The job has sent and received as much as it may.
     #[error("denied: the job's allowance of {0} bytes is used up")]
     Bytes(u64),
@@ -89,6 +92,8 @@ pub enum Reason {
     Connect,
     /// Too many connections.
     Connections,
+    /// Connections asked for too fast.
+    Attempts,
     /// Too many bytes.
     Bytes,
     /// No TLS for the name that was asked for.
@@ -99,7 +104,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Name,
         Self::Port,
         Self::Literal,
@@ -107,6 +112,7 @@ impl Reason {
         Self::Resolve,
         Self::Connect,
         Self::Connections,
+        Self::Attempts,
         Self::Bytes,
         Self::Sni,
         Self::Request,
@@ -123,6 +129,7 @@ impl Reason {
             Self::Resolve => "resolve",
             Self::Connect => "connect",
             Self::Connections => "connections",
+            Self::Attempts => "attempts",
             Self::Bytes => "bytes",
             Self::Sni => "sni",
             Self::Request => "request",
@@ -142,6 +149,7 @@ impl Refusal {
             Self::Resolve { .. } => Reason::Resolve,
             Self::Connect { .. } => Reason::Connect,
             Self::Connections(_) => Reason::Connections,
+            Self::Attempts(_) => Reason::Attempts,
             Self::Bytes(_) => Reason::Bytes,
             Self::Sni(_) => Reason::Sni,
             Self::Request(_) => Reason::Request,

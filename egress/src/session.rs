@@ -103,7 +103,7 @@ impl Session {
         let book = Arc::new(Book::new(asker));
         let way = Arc::new(Way {
             tenant: tenant.to_owned(),
-            meter: Arc::new(Meter::new(plan.limits, plan.share.clone())),
+            meter: Arc::new(Meter::new(plan.limits, plan.share.clone(), plan.spent.clone())),
             book: book.clone(),
             names: Names {
                 hosts: plan.hosts.clone(),
@@ -236,7 +236,7 @@ impl Session {
         tasks.shutdown().await;
         // A task may have begun another while it ended.
         self.tasks.take().shutdown().await;
-        self.book.egress()
+        self.book.close()
     }
 }
 

@@ -31,7 +31,8 @@ pub use self::{
     docker::DockerPart,
     metrics::MetricsPart,
     network::{
-        Allow, AllowTable, FromWord, InjectPart, KindWord, NetworkPart, SecretPart, ToWord, TunnelPart,
+        Allow, AllowTable, FromWord, InjectPart, KindWord, NetworkPart, SecretPart, TenantNetworkPart,
+        ToWord, TunnelPart,
     },
     pool::{Class, Keep, PoolPart},
     selftest::SelftestPart,

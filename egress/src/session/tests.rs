@@ -435,7 +435,7 @@ async fn a_secret_that_cannot_be_had_opens_no_door() {
 #[tokio::test]
 async fn a_job_has_so_many_connections_and_so_many_bytes_and_no_more() {
     let mut outside = Outside::new().await;
-    outside.rights.limits = Limits { connections: 2, bytes: 1000, rate: None };
+    outside.rights.limits = Limits { connections: 2, bytes: 1000, ..Limits::default() };
     let door = outside.door().await;
     let connect = format!("CONNECT test.example:{} HTTP/1.1\r\n\r\n", outside.port());
     let mut jobs = Vec::new();
@@ -459,6 +459,46 @@ async fn a_job_has_so_many_connections_and_so_many_bytes_and_no_more() {
     let reasons: Vec<_> = egress.connections.iter().filter_map(|it| it.reason).collect();
     assert_eq!(reasons, [Reason::Bytes, Reason::Connections, Reason::Bytes]);
     assert_eq!(egress.reasons, BTreeMap::from([(Reason::Bytes, 2), (Reason::Connections, 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_hammers_at_the_door_is_told_so_and_heard_again_later() {
+    let mut outside = Outside::new().await;
+    outside.rights.limits.attempts = 1;
+    let door = outside.door().await;
+    let request = "CONNECT evil.org:443 HTTP/1.1\r\n\r\n";
+    for _ in 0..5 {
+        assert!(asks(&door, request).await.starts_with("HTTP/1.1 403 "));
+    }
+    let answer = asks(&door, request).await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("faster than it may"), "{answer}");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(asks(&door, request).await.starts_with("HTTP/1.1 403 "));
+    let reasons = door.close().await.reasons;
+    assert_eq!(reasons, BTreeMap::from([(Reason::Name, 6), (Reason::Attempts, 1)]));
+}
+
+#[tokio::test]
+async fn a_job_that_is_tried_again_goes_on_with_what_is_left_of_its_bytes() {
+    let mut outside = Outside::new().await;
+    outside.rights.limits.bytes = 10;
+    let allow = ["*.example".to_owned()];
+    let plan = outside.rights.grant("acme", &Ask { allow: &allow, tunnels: &[], secrets: &[] }).unwrap();
+    let plan = plan.unwrap();
+    let connect = format!("CONNECT test.example:{} HTTP/1.1\r\n\r\n", outside.port());
+    let first = Session::open(&plan, "acme", "job").await.unwrap();
+    let mut job = connects(&first, PROXY_PORT);
+    job.write_all(connect.as_bytes()).await.unwrap();
+    let (mut stream, _) = outside.listener.accept().await.unwrap();
+    head(&mut job).await;
+    job.write_all(b"ten bytes!").await.unwrap();
+    stream.read_exact(&mut [0; 10]).await.unwrap();
+    assert_eq!(first.close().await.sent, 10);
+    let second = Session::open(&plan, "acme", "job").await.unwrap();
+    let mut job = connects(&second, PROXY_PORT);
+    job.write_all(connect.as_bytes()).await.unwrap();
+    let answer = head(&mut job).await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("mayfly-denied: bytes"), "{answer}");
 }
 
 /// The first bytes of TLS for a name.

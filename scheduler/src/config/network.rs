@@ -1,51 +1,22 @@
 //! The sections `[network]`, `[tunnels]` and `[[secret]]`: what jobs may reach, and the secrets that they need not hold.
 
+mod limits;
+mod secrets;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
-use egress::{
-    Fixed, Hosts, Inject, IpNet, Kind, Limits, Place, Resolver, Rights, Rule, SecretRule, Share, Source,
-    Target, Trust,
-};
+use egress::{Fixed, Hosts, Inject, IpNet, Kind, Resolver, Rights, Rule, SecretRule, Target, Trust};
 use serde::Deserialize;
-use worker::Size;
 
+pub use self::{
+    limits::{NetworkPart, TenantNetworkPart},
+    secrets::{FromWord, SecretPart, ToWord},
+};
 use super::{Config, ConfigError};
-use crate::{admit, key::is_name};
+use crate::key::is_name;
 
 /// Ports below are the kernel's to give to root alone; the agent is not.
 const FIRST_PORT: u16 = 1024;
-
-/// How much jobs may send and receive, and names that the operator gave addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkPart {
-    /// Connections to outside that a job may have at once.
-    pub connections: usize,
-    /// Bytes that a job may send and receive, together.
-    pub bytes: Size,
-    /// Bytes a second of a job; `None`: as fast as they come.
-    pub rate: Option<Size>,
-    /// Connections to outside that all jobs of a tenant may have at once on this host.
-    pub tenant_connections: usize,
-    /// Bytes a second of all jobs of a tenant on this host.
-    pub tenant_rate: Option<Size>,
-    /// Names and their addresses. They come before the system's resolver, and lead wherever they say.
-    pub hosts: BTreeMap<String, IpAddr>,
-}
-
-impl Default for NetworkPart {
-    fn default() -> Self {
-        let Limits { connections, bytes, .. } = Limits::default();
-        Self {
-            connections,
-            bytes: bytes.into(),
-            rate: None,
-            tenant_connections: 1024,
-            tenant_rate: None,
-            hosts: BTreeMap::new(),
-        }
-    }
-}
 
 /// Something of `allow`: `"api.example.com"`, or a table that says more of it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -125,63 +96,6 @@ fn secret_alone() -> String {
 /// Where in a header's value the secret stands.
 const MARK: &str = "{secret}";
 
-/// A secret.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SecretPart {
-    /// What jobs and tunnels call it.
-    pub name: String,
-    /// Whose it is; `None`: anybody's tunnels may add it, and no job may hold it.
-    pub tenant: Option<String>,
-    /// Where it is.
-    pub from: FromWord,
-    /// Where a job that asks for it finds it; `None`: it is for tunnels only.
-    pub to: Option<ToWord>,
-}
-
-/// Where a secret is.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FromWord {
-    /// In a file of this host.
-    File(PathBuf),
-    /// In a variable of mayfly's own environment.
-    Env(String),
-    /// On the standard output of a program.
-    Command(Vec<String>),
-}
-
-/// Where a job finds a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ToWord {
-    /// In a variable.
-    Env(String),
-    /// In a file.
-    File(String),
-}
-
-impl NetworkPart {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let most = 256;
-        if !(1..=most).contains(&self.connections) {
-            let problem = format!("it is not from 1 to {most}; whoever may reach nothing has no `allow`");
-            return Err(ConfigError::value("network.connections", problem));
-        }
-        for (field, rate) in [("network.rate", self.rate), ("network.tenant_rate", self.tenant_rate)] {
-            if rate.is_some_and(|rate| rate.bytes() == 0) {
-                return Err(ConfigError::value(field, "at that rate nothing ever arrives"));
-            }
-        }
-        for name in self.hosts.keys() {
-            if name.parse::<Rule>().is_err() || name.contains(['*', ':']) {
-                return Err(ConfigError::value(format!("network.hosts.{name}"), "it is no name of a host"));
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Allow {
     fn rule(&self, field: &str) -> Result<Rule, ConfigError> {
         let (text, addresses, sni) = match self {
@@ -194,50 +108,33 @@ impl Allow {
     }
 }
 
-impl SecretPart {
-    fn check(&self) -> Result<(), ConfigError> {
-        let field = |field: &str| format!("secret.{}.{field}", self.name);
-        if !is_name(&self.name) {
-            let problem = "it is not 1 to 128 letters, digits, dots, underscores and dashes";
-            return Err(ConfigError::value("secret.name", problem));
+impl TunnelPart {
+    fn check(&self, name: &str) -> Result<(), ConfigError> {
+        let field = |field: &str| format!("tunnels.{name}.{field}");
+        if self.port < FIRST_PORT {
+            return Err(ConfigError::value(field("port"), format!("{} is below {FIRST_PORT}", self.port)));
         }
-        if self.tenant.is_none() && self.to.is_some() {
-            let problem = "say whose jobs may hold it, or leave `to` out: then only tunnels have it";
-            return Err(ConfigError::value(field("tenant"), problem));
+        let target = self.to.parse::<Target>();
+        target.map_err(|problem| ConfigError::value(field("to"), format!("{:?} {problem}", self.to)))?;
+        if self.kind == KindWord::Tcp && (self.tls.is_some() || !self.inject.is_empty()) {
+            let problem = "bytes are carried as they are; write kind = \"http\" for `tls` and `inject`";
+            return Err(ConfigError::value(field("kind"), problem));
         }
-        if let FromWord::Command(words) = &self.from
-            && words.is_empty()
-        {
-            return Err(ConfigError::value(field("from"), "a command has at least one word"));
+        for InjectPart { header, value, .. } in &self.inject {
+            if value.matches(MARK).count() != 1 {
+                let problem = format!("{value:?} does not say once where the secret stands: {MARK}");
+                return Err(ConfigError::value(field("inject"), problem));
+            }
+            Inject::check(header, &value.replace(MARK, ""))
+                .map_err(|problem| ConfigError::value(field("inject"), format!("{header:?} {problem}")))?;
         }
-        match &self.to {
-            Some(ToWord::Env(name)) => admit::variable(name)
-                .map_err(|problem| ConfigError::value(field("to"), format!("{name}: {problem}"))),
-            Some(ToWord::File(path)) => admit::path("to", path)
-                .map_err(|refusal| ConfigError::value(field("to"), refusal.to_string())),
-            None => Ok(()),
-        }
-    }
-
-    fn rule(&self) -> Arc<SecretRule> {
-        Arc::new(SecretRule {
-            name: self.name.clone(),
-            from: match &self.from {
-                FromWord::File(path) => Source::File(path.clone()),
-                FromWord::Env(name) => Source::Env(name.clone()),
-                FromWord::Command(words) => Source::Command(words.clone()),
-            },
-            to: self.to.as_ref().map(|to| match to {
-                ToWord::Env(name) => Place::Env(name.clone()),
-                ToWord::File(path) => Place::File(path.clone()),
-            }),
-        })
+        Ok(())
     }
 }
 
 impl Config {
     pub(super) fn check_network(&self) -> Result<(), ConfigError> {
-        self.network.check()?;
+        self.network.check("network")?;
         self.secret.iter().try_for_each(SecretPart::check)?;
         for (at, secret) in self.secret.iter().enumerate() {
             if self.secret[..at]
@@ -247,35 +144,9 @@ impl Config {
                 return Err(ConfigError::value(format!("secret.{}", secret.name), "there are two of it"));
             }
         }
-        let mut ports = BTreeMap::from([(egress::PROXY_PORT, "the forward proxy")]);
-        for (name, tunnel) in &self.tunnels {
-            let field = |field: &str| format!("tunnels.{name}.{field}");
-            if !is_name(name) {
-                let problem = "a tunnel's name is 1 to 128 letters, digits, dots, underscores and dashes";
-                return Err(ConfigError::value(format!("tunnels.{name}"), problem));
-            }
-            if tunnel.port < FIRST_PORT {
-                let problem = format!("{} is below {FIRST_PORT}", tunnel.port);
-                return Err(ConfigError::value(field("port"), problem));
-            }
-            if let Some(other) = ports.insert(tunnel.port, name) {
-                let problem = format!("{} is the port of {other}", tunnel.port);
-                return Err(ConfigError::value(field("port"), problem));
-            }
-            let target = tunnel.to.parse::<Target>();
-            target
-                .map_err(|problem| ConfigError::value(field("to"), format!("{:?} {problem}", tunnel.to)))?;
-            if tunnel.kind == KindWord::Tcp && (tunnel.tls.is_some() || !tunnel.inject.is_empty()) {
-                let problem = "bytes are carried as they are; write kind = \"http\" for `tls` and `inject`";
-                return Err(ConfigError::value(field("kind"), problem));
-            }
-            if let Some(inject) = tunnel.inject.iter().find(|inject| inject.value.matches(MARK).count() != 1)
-            {
-                let problem = format!("{:?} does not say once where the secret stands: {MARK}", inject.value);
-                return Err(ConfigError::value(field("inject"), problem));
-            }
-        }
+        self.check_tunnels()?;
         for (name, tenant) in &self.tenants {
+            self.network.of(&tenant.network).check(&format!("tenants.{name}.network"))?;
             for (at, allow) in tenant.allow.iter().enumerate() {
                 allow.rule(&format!("tenants.{name}.allow[{at}]"))?;
             }
@@ -285,6 +156,29 @@ impl Config {
                     return Err(ConfigError::value(field, format!("there is no [tunnels.{tunnel}]")));
                 };
                 self.secrets_of(tunnel, part, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tunnels(&self) -> Result<(), ConfigError> {
+        let mut ports = BTreeMap::from([(egress::PROXY_PORT, "the forward proxy")]);
+        let mut variables = BTreeMap::new();
+        for (name, tunnel) in &self.tunnels {
+            if !is_name(name) {
+                let problem = "a tunnel's name is 1 to 128 letters, digits, dots, underscores and dashes";
+                return Err(ConfigError::value(format!("tunnels.{name}"), problem));
+            }
+            tunnel.check(name)?;
+            if let Some(other) = ports.insert(tunnel.port, name) {
+                let problem = format!("{} is the port of {other}", tunnel.port);
+                return Err(ConfigError::value(format!("tunnels.{name}.port"), problem));
+            }
+            let variable = Fixed::variable(name);
+            if let Some(other) = variables.insert(variable.clone(), name) {
+                let problem =
+                    format!("jobs would find both it and {other} in {variable}; rename one of them");
+                return Err(ConfigError::value(format!("tunnels.{name}"), problem));
             }
         }
         Ok(())
@@ -319,16 +213,13 @@ impl Config {
     }
 
     fn rights_to(&self, tenant: &str, allow: Vec<Rule>, tunnels: &[String]) -> Result<Rights, ConfigError> {
-        let network = &self.network;
+        let own = self.tenants.get(tenant).map(|tenant| &tenant.network);
+        let network = own.map_or_else(|| self.network.clone(), |own| self.network.of(own));
         let mut rights = Rights {
             allow,
-            limits: Limits {
-                connections: network.connections,
-                bytes: network.bytes.bytes(),
-                rate: network.rate.map(Size::bytes),
-            },
-            hosts: Arc::new(network.hosts.clone().into_iter().collect::<Hosts>()),
-            share: Arc::new(Share::new(network.tenant_connections, network.tenant_rate.map(Size::bytes))),
+            limits: network.limits(),
+            share: Arc::new(network.share()),
+            hosts: Arc::new(network.hosts.into_iter().collect::<Hosts>()),
             ..Rights::default()
         };
         for name in tunnels {

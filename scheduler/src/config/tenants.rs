@@ -6,7 +6,7 @@ use pool::Tier;
 use serde::Deserialize;
 use worker::Size;
 
-use super::{Allow, ConfigError, some_time};
+use super::{Allow, ConfigError, TenantNetworkPart, some_time};
 use crate::policy::Policy;
 
 /// The most that a weight may be: a tenant's turn must come.
@@ -45,6 +45,8 @@ pub struct Tenant {
     pub allow: Vec<Allow>,
     /// Tunnels that its jobs may ask for, by name.
     pub tunnels: Vec<String>,
+    /// What of `[network]` is otherwise for it.
+    pub network: TenantNetworkPart,
 }
 
 impl Default for Defaults {

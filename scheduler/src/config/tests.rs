@@ -84,6 +84,23 @@ fn a_tenant_has_the_defaults_where_it_does_not_say_otherwise() {
 }
 
 #[test]
+fn a_tenant_has_the_networks_limits_where_it_does_not_say_otherwise() {
+    let config = load(
+        "[network]\nconnections = 5\nrate = '1MiB'\ntenant_connections = 7\n[tenants.a]\n\
+         [tenants.b.network]\nconnections = 6\nbytes = '2MiB'\ntenant_connections = 8\nattempts = 9",
+    );
+    let policies = config.unwrap().policies().unwrap();
+    let limits = |tenant| policies.of(tenant).egress.limits;
+    let (a, b) = (limits("a"), limits("b"));
+    assert_eq!((a.connections, a.rate), (5, Some(1 << 20)));
+    assert_eq!((b.connections, b.bytes, b.rate, b.attempts), (6, 2 << 20, Some(1 << 20), 9));
+    let share = |tenant| policies.of(tenant).egress.share.clone();
+    assert_eq!(*share("a"), egress::Share::new(7, None, 1000));
+    assert_eq!(*share("b"), egress::Share::new(8, None, 1000));
+    assert!(Arc::ptr_eq(&policies.of("a").egress.resolver, &policies.of("b").egress.resolver));
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
     let table = [
         ("[serve]\nslotz = 3", &["line 2", "unknown field `slotz`"][..]),
@@ -114,6 +131,23 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("= 1", &["line 1"]),
         ("[network]\nconnections = 0", &["network.connections", "from 1 to 256"]),
         ("[network]\nrate = 0", &["network.rate", "nothing ever arrives"]),
+        ("[network]\ntenant_connections = 0", &["network.tenant_connections", "nothing is reached"]),
+        ("[network]\nattempts = 0", &["network.attempts", "ever reached"]),
+        ("[tenants.a.network]\nconnections = 257", &["tenants.a.network.connections", "from 1 to 256"]),
+        ("[tenants.a.network]\ntenant_attempts = 0", &["tenants.a.network.tenant_attempts", "ever reached"]),
+        ("[tenants.a.network]\nhosts = {}", &["line 2", "unknown field `hosts`"]),
+        (
+            "[tunnels.a-b]\nto = 'a:1'\nport = 8080\n[tunnels.'a.b']\nto = 'a:1'\nport = 8081",
+            &["tunnels.a.b", "and a-b in MAYFLY_TUNNEL_A_B"],
+        ),
+        (
+            "[tunnels.m]\nto = 'a:1'\nport = 8080\nkind = 'http'\ninject = [{ header = 'Host', secret = 'z' }]",
+            &["tunnels.m.inject", "\"Host\" is a header that mayfly writes itself"],
+        ),
+        (
+            "[tunnels.m]\nto = 'a:1'\nport = 8080\nkind = 'http'\ninject = [{ header = 'a b', secret = 'z' }]",
+            &["tunnels.m.inject", "no name of a header"],
+        ),
         ("[network.hosts]\n'a b' = '10.0.0.1'", &["network.hosts.a b", "no name"]),
         ("[network.hosts]\na = 'b'", &["line 2"]),
         ("[tenants.a]\nallow = ['http://x']", &["tenants.a.allow[0]", "has a port that is none"]),
@@ -143,6 +177,14 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         (
             "[[secret]]\nname = 'z'\ntenant = 'a'\nfrom = { env = 'Z' }\nto = { file = '/proc/z' }",
             &["secret.z.to", "/proc"],
+        ),
+        (
+            "[[secret]]\nname = 'z'\ntenant = 'a'\nfrom = { env = 'Z' }\nto = { file = '/etc/z' }",
+            &["secret.z.to", "/etc/z may be on a disk", "/job/, /tmp/, /dev/shm/"],
+        ),
+        (
+            "[[secret]]\nname = 'z'\ntenant = 'a'\nfrom = { env = 'Z' }\nto = { file = '/tmpfile' }",
+            &["secret.z.to", "may be on a disk"],
         ),
     ];
     for (text, expected) in table {

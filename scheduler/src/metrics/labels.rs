@@ -143,6 +143,7 @@ impl Label {
                 "resolve",
                 "connect",
                 "connections",
+                "attempts",
                 "bytes",
                 "sni",
                 "request",
