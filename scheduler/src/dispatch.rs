@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use egress::Egress;
 use pool::Tier;
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
@@ -180,7 +181,8 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
 
     /// Changes what the jobs of each tenant may ask for, from the next job on.
     pub fn set_policies(&self, policies: Policies) {
-        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
+        let mut running = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+        *running = Arc::new(policies.going_on_from(&running));
     }
 
     fn policies(&self) -> Arc<Policies> {
@@ -367,6 +369,8 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             canceller.at_once();
         }
         let mut tried = 1;
+        // What it reached counts, whatever became of its sandbox.
+        let mut reached: Option<Egress> = None;
         loop {
             if self.ward.rests(assignment.want.tier) {
                 return Err(Requeue::Unable);
@@ -391,12 +395,14 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
                         let note = format!("this was sandbox {tried}: the ones before failed, not the job");
                         ended.result_mut().notes.push(note);
                     }
+                    let result = ended.result_mut();
+                    result.egress = of_all_tries(reached, result.egress.take());
                     return Ok(ended);
                 }
                 Next::Again(pause) => {
                     self.board.retried();
                     tracing::warn!(job = %key, tried, outcome = result.outcome.name(), "another sandbox is tried");
-                    ended.clean().await;
+                    reached = of_all_tries(reached, ended.clean().await.egress);
                     sleep(pause).await;
                 }
             }
@@ -457,6 +463,14 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
             }
         }
         told
+    }
+}
+
+/// What a job reached in its last try, and in those before.
+fn of_all_tries(before: Option<Egress>, last: Option<Egress>) -> Option<Egress> {
+    match (before, last) {
+        (Some(before), Some(last)) => Some(last.after(before)),
+        (before, last) => before.or(last),
     }
 }
 

@@ -78,6 +78,23 @@ impl Policies {
         Self { default, tenants }
     }
 
+    /// The same, with what is counted for each tenant's jobs that run already: who reads the limits again does not
+    /// double them.
+    #[must_use]
+    pub(crate) fn going_on_from(mut self, running: &Self) -> Self {
+        // Look-ups are all tenants' together, those of a new one, too.
+        let resolver = running.tenants.values().next().map(|policy| policy.egress.resolver.clone());
+        for (name, policy) in &mut self.tenants {
+            let rights = Arc::make_mut(&mut policy.egress);
+            if let Some(before) = running.tenants.get(name) {
+                rights.go_on_from(&before.egress);
+            } else if let Some(resolver) = &resolver {
+                rights.resolver = resolver.clone();
+            }
+        }
+        self
+    }
+
     /// What holds for a tenant.
     #[must_use]
     pub fn of(&self, tenant: &str) -> &Policy {
@@ -127,6 +144,29 @@ mod tests {
             let policy = Policy { floor, ..Policy::default() };
             assert_eq!(policy.tier(asked, trust), expected, "{asked:?} {trust:?} {floor}");
         }
+    }
+
+    #[test]
+    fn limits_that_are_read_again_are_not_doubled() {
+        let policies = |connections| {
+            let resolver = Arc::default();
+            let share = || Arc::new(egress::Share::new(connections, None, 10));
+            let rights = || Rights { share: share(), resolver: Arc::clone(&resolver), ..Rights::default() };
+            let tenant =
+                |name: &str| (name.to_owned(), Policy { egress: Arc::new(rights()), ..Policy::default() });
+            Policies::new(Policy::default(), HashMap::from(["a", "b", "new", "newer"].map(tenant)))
+        };
+        let mut running = policies(5);
+        running.tenants.retain(|name, _| !name.starts_with("new"));
+        let (same, other) = (policies(5).going_on_from(&running), policies(6).going_on_from(&running));
+        let share = |policies: &Policies, name: &str| policies.of(name).egress.share.clone();
+        assert!(Arc::ptr_eq(&share(&same, "a"), &share(&running, "a")));
+        for (one, other) in [("a", "b"), ("new", "newer"), ("a", "new")] {
+            assert!(!Arc::ptr_eq(&share(&same, one), &share(&same, other)), "each tenant has its own");
+        }
+        let resolver = |policies: &Policies| policies.of("new").egress.resolver.clone();
+        assert!(Arc::ptr_eq(&resolver(&same), &running.of("a").egress.resolver), "look-ups are the host's");
+        assert!(!Arc::ptr_eq(&share(&other, "a"), &share(&running, "a")), "what is new holds");
     }
 
     #[test]

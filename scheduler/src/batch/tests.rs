@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use egress::Egress;
 use pool::{KindStatus, Tier, Want};
 use tempfile::TempDir;
 use worker::{Assignment, Cancelled, Ended, ErrorReport, JobResult, Outcome, Progress};
@@ -249,6 +250,7 @@ impl Runner for Scripted {
             JobResult::never_started(&job.id, &job.tenant, outcome, ErrorReport::new("scripted", "", ""));
         result.attempt = job.attempt;
         result.phases.run_us = u64::from(outcome != Outcome::InfraError);
+        result.egress = Some(Egress { made: 1, ..Egress::default() });
         Ended::without_sandbox(result)
     }
 
@@ -341,6 +343,8 @@ async fn a_failure_of_ours_is_tried_on_other_sandboxes_and_never_charged_to_the_
         (Outcome::Failed, 1),
         "a job's own failure stands"
     );
+    let made = ["unlucky", "hopeless", "fails"].map(|id| results[id].egress.as_ref().unwrap().made);
+    assert_eq!(made, [3, 3, 1], "what it reached before counts");
 }
 
 #[tokio::test(start_paused = true)]
