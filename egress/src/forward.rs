@@ -12,7 +12,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, copy_buf, split},
-    sync::watch,
+    sync::{oneshot, watch},
 };
 
 use crate::{
@@ -109,14 +109,21 @@ pub(crate) async fn request(
     let target = onward.target;
     let failed = |error: hyper::Error| Refusal::Connect { target: target.clone(), why: error.to_string() };
     let (mut sender, mut connection) = http1::handshake(TokioIo::new(upstream)).await.map_err(failed)?;
+    let (asks, is_answered) = oneshot::channel::<()>();
+    let noted = entry.clone();
     spawn(Box::pin(async move {
         // It is dropped only after this: a connection that is dropped has ended, and how is not said yet.
         let ended = tokio::select! {
             biased;
             () = job_is_over(&mut over) => Ended::JobEnded,
-            ended = &mut connection => if ended.is_ok() { Ended::Closed } else { Ended::Failed },
+            ended = async {
+                let ended = (&mut connection).await;
+                // Who waits for an answer that never comes says why.
+                let _ = is_answered.await;
+                ended
+            } => if ended.is_ok() { Ended::Closed } else { Ended::Failed },
         };
-        entry.end(ended, None);
+        noted.end(ended, None);
     }));
     to_origin_form(&mut request);
     let host =
@@ -131,7 +138,10 @@ pub(crate) async fn request(
     for (name, value) in onward.headers {
         headers.append(name, value.clone());
     }
-    let mut response = sender.send_request(request).await.map_err(failed)?;
+    let answer = sender.send_request(request).await.map_err(failed);
+    let answer = answer.inspect_err(|refusal| entry.end(Ended::Failed, Some(refusal)));
+    drop(asks);
+    let mut response = answer?;
     strip(response.headers_mut());
     // The other end is done after one request; this way it hears of that.
     Ok(response.map(|body| body.map_frame(move |frame| (&sender, frame).1).boxed()))

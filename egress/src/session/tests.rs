@@ -228,6 +228,18 @@ async fn a_request_goes_on_as_the_host_understood_it_and_not_as_it_came() {
 }
 
 #[tokio::test]
+async fn an_end_that_hangs_up_without_an_answer_is_counted() {
+    let outside = Outside::new().await;
+    let door = outside.door().await;
+    let request = format!("GET http://test.example:{}/ HTTP/1.1\r\n\r\n", outside.port());
+    let (_, answer) = tokio::join!(outside.answers(""), asks(&door, &request));
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    let egress = door.close().await;
+    assert_eq!((egress.made, egress.reasons), (1, BTreeMap::from([(Reason::Connect, 1)])));
+    assert_eq!(egress.connections[0].ended, Ended::Failed);
+}
+
+#[tokio::test]
 async fn what_could_be_two_requests_or_is_none_goes_nowhere() {
     let outside = Outside::new().await;
     let door = outside.door().await;
