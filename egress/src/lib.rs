@@ -23,7 +23,7 @@ mod tls;
 
 pub use fixed::{Fixed, Inject, Kind};
 pub use ipnet::IpNet;
-pub use limits::{Limits, Share};
+pub use limits::{Limits, Share, TenantLimits};
 pub use plan::{Ask, Denial, Plan, Rights};
 pub use record::{Connection, Egress, Ended};
 pub use refusal::{Reason, Refusal};

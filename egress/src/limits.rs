@@ -17,6 +17,7 @@ const BURST: Duration = Duration::from_millis(100);
 /// The same for attempts: who needs many connections needs them at the beginning.
 const CROWD: Duration = Duration::from_secs(5);
 
+const HOUR: Duration = Duration::from_secs(60 * 60);
 /// Names of one tenant's jobs that may be looked up at once.
 pub(crate) const TENANTS_LOOK_UPS: usize = 16;
 
@@ -33,6 +34,20 @@ pub struct Limits {
     pub attempts: u64,
 }
 
+/// What holds for all jobs of a tenant together, on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Connections to outside at once.
+    pub connections: usize,
+    /// Bytes in an hour, sent and received together; `None`: as many as come. Those of one hour may go over at once; from
+    /// then on they come back at that rate.
+    pub bytes: Option<u64>,
+    /// Bytes a second, sent and received together; `None`: as fast as they come.
+    pub rate: Option<u64>,
+    /// Connections asked for in a second, whether they are made or refused. Those of five seconds may come at once.
+    pub attempts: u64,
+}
+
 /// What a job has sent and received so far, in all its tries together.
 #[derive(Debug, Default)]
 pub(crate) struct Spent(AtomicU64);
@@ -40,8 +55,9 @@ pub(crate) struct Spent(AtomicU64);
 /// What the jobs of a tenant share on this host.
 #[derive(Debug)]
 pub struct Share {
-    connections: usize,
+    limits: TenantLimits,
     open: AtomicUsize,
+    bytes: Option<Bucket>,
     bucket: Option<Bucket>,
     attempts: Bucket,
     look_ups: Arc<Semaphore>,
@@ -62,10 +78,11 @@ pub(crate) struct Meter {
 #[derive(Debug)]
 pub(crate) struct Pass(Arc<Meter>);
 
-/// A rate: the moment at which all that was taken so far would have been had at that rate.
+/// A rate, so much within some time: the moment at which all that was taken so far would have been had at that rate.
 #[derive(Debug)]
 struct Bucket {
-    rate: u64,
+    amount: u64,
+    within: Duration,
     paid_until: Mutex<Instant>,
 }
 
@@ -75,16 +92,31 @@ impl Default for Limits {
     }
 }
 
+impl Default for TenantLimits {
+    fn default() -> Self {
+        Self { connections: 1024, bytes: None, rate: None, attempts: 1000 }
+    }
+}
+
 impl Share {
-    /// With so many connections at once, so many bytes a second, and so many connections asked for in one.
+    /// With nothing taken of it.
     #[must_use]
-    pub fn new(connections: usize, rate: Option<u64>, attempts: u64) -> Self {
+    pub fn new(limits: TenantLimits) -> Self {
         Self {
-            connections,
+            limits,
             open: AtomicUsize::new(0),
-            bucket: rate.map(Bucket::new),
-            attempts: Bucket::new(attempts),
+            bytes: limits.bytes.map(|bytes| Bucket::new(bytes, HOUR)),
+            bucket: limits.rate.map(Bucket::a_second),
+            attempts: Bucket::a_second(limits.attempts),
             look_ups: Arc::new(Semaphore::new(TENANTS_LOOK_UPS)),
+        }
+    }
+
+    /// Counts bytes that went over, and refuses where they are more than may be in an hour.
+    fn spend(&self, bytes: u64) -> Result<(), Refusal> {
+        match &self.bytes {
+            Some(bucket) if bucket.is_beyond(bytes, HOUR) => Err(Refusal::TenantBytes(bucket.amount)),
+            _ => Ok(()),
         }
     }
 
@@ -96,18 +128,14 @@ impl Share {
 
 impl Default for Share {
     fn default() -> Self {
-        Self::new(1024, None, 1000)
+        Self::new(TenantLimits::default())
     }
 }
 
 impl PartialEq for Share {
     /// What is open at the moment makes no difference to what is allowed.
     fn eq(&self, other: &Self) -> bool {
-        let limits = |share: &Self| {
-            let rate = share.bucket.as_ref().map(|bucket| bucket.rate);
-            (share.connections, rate, share.attempts.rate)
-        };
-        limits(self) == limits(other)
+        self.limits == other.limits
     }
 }
 
@@ -124,7 +152,7 @@ impl Eq for Spent {}
 
 impl Meter {
     pub(crate) fn new(limits: Limits, share: Arc<Share>, spent: Arc<Spent>) -> Self {
-        let (bucket, attempts) = (limits.rate.map(Bucket::new), Bucket::new(limits.attempts));
+        let (bucket, attempts) = (limits.rate.map(Bucket::a_second), Bucket::a_second(limits.attempts));
         Self { limits, spent, open: AtomicUsize::new(0), bucket, attempts, share }
     }
 
@@ -144,10 +172,11 @@ impl Meter {
         if self.spent.0.load(Ordering::Relaxed) >= self.limits.bytes {
             return Err(Refusal::Bytes(self.limits.bytes));
         }
+        self.share.spend(0)?;
         if !take_place(&self.open, self.limits.connections) {
             return Err(Refusal::Connections("the job has as many connections as it may have at once"));
         }
-        if !take_place(&self.share.open, self.share.connections) {
+        if !take_place(&self.share.open, self.share.limits.connections) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::Connections(
                 "the tenant's jobs have as many connections as they may have at once",
@@ -162,6 +191,7 @@ impl Meter {
         if self.spent.0.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limits.bytes {
             return Err(Refusal::Bytes(self.limits.bytes));
         }
+        self.share.spend(bytes)?;
         let buckets = [&self.bucket, &self.share.bucket].into_iter().flatten();
         Ok(buckets.filter_map(|bucket| bucket.take(bytes)).max())
     }
@@ -181,8 +211,12 @@ impl Drop for Pass {
 }
 
 impl Bucket {
-    fn new(rate: u64) -> Self {
-        Self { rate, paid_until: Mutex::new(Instant::now()) }
+    fn new(amount: u64, within: Duration) -> Self {
+        Self { amount, within, paid_until: Mutex::new(Instant::now()) }
+    }
+
+    fn a_second(amount: u64) -> Self {
+        Self::new(amount, Duration::from_secs(1))
     }
 
     /// Takes one, or nothing where it would run further ahead than this.
@@ -198,16 +232,27 @@ impl Bucket {
     }
 
     fn time_of(&self, taken: u64) -> Duration {
-        Duration::from_secs_f64(taken as f64 / self.rate as f64)
+        self.within.mul_f64(taken as f64 / self.amount as f64)
     }
 
     /// Takes what went over already, and says until when to wait before more may.
     fn take(&self, bytes: u64) -> Option<Instant> {
-        let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        *paid_until = (*paid_until).max(now) + self.time_of(bytes);
+        let (now, paid_until) = self.add(bytes);
         let free = paid_until.checked_sub(BURST)?;
         (free > now).then_some(free)
+    }
+
+    /// The same where nobody waits: whether it is now further ahead than this.
+    fn is_beyond(&self, bytes: u64, ahead: Duration) -> bool {
+        let (now, paid_until) = self.add(bytes);
+        paid_until > now + ahead
+    }
+
+    fn add(&self, taken: u64) -> (Instant, Instant) {
+        let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        *paid_until = (*paid_until).max(now) + self.time_of(taken);
+        (now, *paid_until)
     }
 }
 
@@ -222,7 +267,7 @@ mod tests {
 
     #[test]
     fn places_are_given_back_and_a_tenants_jobs_share_theirs() {
-        let share = Arc::new(Share::new(3, None, 1000));
+        let share = Arc::new(Share::new(TenantLimits { connections: 3, ..TenantLimits::default() }));
         let (one, other) = (meter(2, 10, &share), meter(2, 10, &share));
         let (first, second) = (one.begin().unwrap(), one.begin().unwrap());
         assert!(matches!(one.begin(), Err(Refusal::Connections(why)) if why.starts_with("the job")));
@@ -252,8 +297,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_tenants_bytes_are_all_its_jobs_together_and_come_back_by_the_hour() {
+        let share = Arc::new(Share::new(TenantLimits { bytes: Some(1000), ..TenantLimits::default() }));
+        let (one, other) = (meter(2, 5000, &share), meter(2, 5000, &share));
+        assert_eq!((one.spend(600), other.spend(300)), (Ok(None), Ok(None)));
+        assert!(one.begin().is_ok());
+        assert_eq!(other.spend(200), Err(Refusal::TenantBytes(1000)));
+        assert_eq!(one.begin().unwrap_err(), Refusal::TenantBytes(1000));
+        tokio::time::advance(HOUR / 5).await;
+        assert!(one.begin().is_ok());
+        assert_eq!((one.spend(90), one.spend(90)), (Ok(None), Err(Refusal::TenantBytes(1000))));
+        tokio::time::advance(HOUR * 100).await;
+        assert_eq!((one.spend(990), one.spend(20)), (Ok(None), Err(Refusal::TenantBytes(1000))));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_asks_too_fast_is_refused_and_takes_nothing_from_the_others_of_the_tenant() {
-        let share = Arc::new(Share::new(10, None, 4));
+        let share = Arc::new(Share::new(TenantLimits { attempts: 4, ..TenantLimits::default() }));
         let limits = Limits { attempts: 2, ..Limits::default() };
         let meter = || Meter::new(limits, share.clone(), Arc::default());
         let (fast, slow) = (meter(), meter());
@@ -279,7 +339,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_kept_over_time() {
-        let bucket = Bucket::new(1000);
+        let bucket = Bucket::a_second(1000);
         let began = Instant::now();
         for _ in 0..20 {
             if let Some(free) = bucket.take(100) {

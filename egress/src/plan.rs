@@ -164,6 +164,7 @@ fn named<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TenantLimits;
 
     fn rights(allow: &[&str]) -> Rights {
         Rights { allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(), ..Rights::default() }
@@ -195,7 +196,9 @@ mod tests {
 
     #[test]
     fn a_tenants_share_goes_on_unless_it_is_another() {
-        let share = |connections| Arc::new(Share::new(connections, Some(1000), 10));
+        let share = |connections| {
+            Arc::new(Share::new(TenantLimits { connections, rate: Some(1000), ..TenantLimits::default() }))
+        };
         let before = Rights { share: share(5), ..Rights::default() };
         let (mut same, mut other) =
             (Rights { share: share(5), ..rights(&["a.b"]) }, Rights { share: share(6), ..Rights::default() });

@@ -66,6 +66,9 @@ pub enum Refusal {
     /// The job has sent and received as much as it may.
     #[error("denied: the job's allowance of {0} bytes is used up")]
     Bytes(u64),
+    /// The tenant's jobs have.
+    #[error("denied: the tenant's allowance of {0} bytes an hour is used up")]
+    TenantBytes(u64),
     /// What begins there is no TLS for the name that was asked for.
     #[error("denied: {0}")]
     Sni(String),
@@ -150,7 +153,7 @@ impl Refusal {
             Self::Connect { .. } => Reason::Connect,
             Self::Connections(_) => Reason::Connections,
             Self::Attempts(_) => Reason::Attempts,
-            Self::Bytes(_) => Reason::Bytes,
+            Self::Bytes(_) | Self::TenantBytes(_) => Reason::Bytes,
             Self::Sni(_) => Reason::Sni,
             Self::Request(_) => Reason::Request,
         }

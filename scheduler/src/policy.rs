@@ -121,6 +121,8 @@ fn meaning(trust: Trust) -> Tier {
 
 #[cfg(test)]
 mod tests {
+    use egress::{Share, TenantLimits};
+
     use super::*;
 
     #[test]
@@ -150,7 +152,7 @@ mod tests {
     fn limits_that_are_read_again_are_not_doubled() {
         let policies = |connections| {
             let resolver = Arc::default();
-            let share = || Arc::new(egress::Share::new(connections, None, 10));
+            let share = || Arc::new(Share::new(TenantLimits { connections, ..TenantLimits::default() }));
             let rights = || Rights { share: share(), resolver: Arc::clone(&resolver), ..Rights::default() };
             let tenant =
                 |name: &str| (name.to_owned(), Policy { egress: Arc::new(rights()), ..Policy::default() });

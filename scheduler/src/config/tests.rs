@@ -1,5 +1,7 @@
 use std::io::Write;
 
+use egress::{Share, TenantLimits};
+
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../deploy/mayfly.toml");
@@ -50,6 +52,7 @@ fn every_default_that_the_example_shows_is_the_default() {
     assert_eq!(shown.traces.headers_file.take(), Some(PathBuf::from("/etc/mayfly/traces.headers")));
     let network = &mut shown.network;
     assert!(network.rate.take().is_some() && network.tenant_rate.take().is_some());
+    assert!(network.tenant_bytes.take().is_some());
     assert_eq!(std::mem::take(&mut network.hosts).len(), 1);
     let model = shown.tunnels.get_mut("model").unwrap();
     assert_eq!(model.tls.take(), Some(true));
@@ -87,7 +90,7 @@ fn a_tenant_has_the_defaults_where_it_does_not_say_otherwise() {
 fn a_tenant_has_the_networks_limits_where_it_does_not_say_otherwise() {
     let config = load(
         "[network]\nconnections = 5\nrate = '1MiB'\ntenant_connections = 7\n[tenants.a]\n\
-         [tenants.b.network]\nconnections = 6\nbytes = '2MiB'\ntenant_connections = 8\nattempts = 9",
+         [tenants.b.network]\nconnections = 6\nbytes = '2MiB'\ntenant_connections = 8\ntenant_bytes = '1GiB'\nattempts = 9",
     );
     let policies = config.unwrap().policies().unwrap();
     let limits = |tenant| policies.of(tenant).egress.limits;
@@ -95,8 +98,9 @@ fn a_tenant_has_the_networks_limits_where_it_does_not_say_otherwise() {
     assert_eq!((a.connections, a.rate), (5, Some(1 << 20)));
     assert_eq!((b.connections, b.bytes, b.rate, b.attempts), (6, 2 << 20, Some(1 << 20), 9));
     let share = |tenant| policies.of(tenant).egress.share.clone();
-    assert_eq!(*share("a"), egress::Share::new(7, None, 1000));
-    assert_eq!(*share("b"), egress::Share::new(8, None, 1000));
+    let tenant = TenantLimits { connections: 7, ..TenantLimits::default() };
+    assert_eq!(*share("a"), Share::new(tenant));
+    assert_eq!(*share("b"), Share::new(TenantLimits { connections: 8, bytes: Some(1 << 30), ..tenant }));
     assert!(Arc::ptr_eq(&policies.of("a").egress.resolver, &policies.of("b").egress.resolver));
 }
 
@@ -132,6 +136,7 @@ fn what_cannot_be_is_refused_with_the_place_and_the_reason() {
         ("[network]\nconnections = 0", &["network.connections", "from 1 to 256"]),
         ("[network]\nrate = 0", &["network.rate", "nothing ever arrives"]),
         ("[network]\ntenant_connections = 0", &["network.tenant_connections", "nothing is reached"]),
+        ("[network]\ntenant_bytes = 0", &["network.tenant_bytes", "nothing ever arrives"]),
         ("[network]\nattempts = 0", &["network.attempts", "ever reached"]),
         ("[tenants.a.network]\nconnections = 257", &["tenants.a.network.connections", "from 1 to 256"]),
         ("[tenants.a.network]\ntenant_attempts = 0", &["tenants.a.network.tenant_attempts", "ever reached"]),

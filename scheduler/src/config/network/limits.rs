@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use egress::{Limits, Rule, Share};
+use egress::{Limits, Rule, Share, TenantLimits};
 use serde::Deserialize;
 use worker::Size;
 
@@ -25,6 +25,8 @@ pub struct NetworkPart {
     pub attempts: u64,
     /// Connections to outside that all jobs of a tenant may have at once on this host.
     pub tenant_connections: usize,
+    /// Bytes that all jobs of a tenant may send and receive in an hour on this host; `None`: as many as come.
+    pub tenant_bytes: Option<Size>,
     /// Bytes a second of all jobs of a tenant on this host.
     pub tenant_rate: Option<Size>,
     /// Connections to outside that all jobs of a tenant may ask for in a second on this host.
@@ -36,14 +38,16 @@ pub struct NetworkPart {
 impl Default for NetworkPart {
     fn default() -> Self {
         let Limits { connections, bytes, attempts, .. } = Limits::default();
+        let tenant = TenantLimits::default();
         Self {
             connections,
             bytes: bytes.into(),
             rate: None,
             attempts,
-            tenant_connections: 1024,
+            tenant_connections: tenant.connections,
+            tenant_bytes: None,
             tenant_rate: None,
-            tenant_attempts: 1000,
+            tenant_attempts: tenant.attempts,
             hosts: BTreeMap::new(),
         }
     }
@@ -63,6 +67,8 @@ pub struct TenantNetworkPart {
     pub attempts: Option<u64>,
     /// Connections to outside that all jobs of the tenant may have at once on this host.
     pub tenant_connections: Option<usize>,
+    /// Bytes that all jobs of the tenant may send and receive in an hour on this host.
+    pub tenant_bytes: Option<Size>,
     /// Bytes a second of all jobs of the tenant on this host.
     pub tenant_rate: Option<Size>,
     /// Connections to outside that all jobs of the tenant may ask for in a second on this host.
@@ -82,7 +88,9 @@ impl NetworkPart {
             let problem = "with none, nothing is reached; whoever may reach nothing has no `allow`";
             return bad("tenant_connections", problem.to_owned());
         }
-        for (field, rate) in [("rate", self.rate), ("tenant_rate", self.tenant_rate)] {
+        let rates =
+            [("rate", self.rate), ("tenant_rate", self.tenant_rate), ("tenant_bytes", self.tenant_bytes)];
+        for (field, rate) in rates {
             if rate.is_some_and(|rate| rate.bytes() == 0) {
                 return bad(field, "at that rate nothing ever arrives".to_owned());
             }
@@ -108,6 +116,7 @@ impl NetworkPart {
             rate: own.rate.or(self.rate),
             attempts: own.attempts.unwrap_or(self.attempts),
             tenant_connections: own.tenant_connections.unwrap_or(self.tenant_connections),
+            tenant_bytes: own.tenant_bytes.or(self.tenant_bytes),
             tenant_rate: own.tenant_rate.or(self.tenant_rate),
             tenant_attempts: own.tenant_attempts.unwrap_or(self.tenant_attempts),
             hosts: self.hosts.clone(),
@@ -126,6 +135,11 @@ impl NetworkPart {
 
     /// What the jobs of one tenant share.
     pub(super) fn share(&self) -> Share {
-        Share::new(self.tenant_connections, self.tenant_rate.map(Size::bytes), self.tenant_attempts)
+        Share::new(TenantLimits {
+            connections: self.tenant_connections,
+            bytes: self.tenant_bytes.map(Size::bytes),
+            rate: self.tenant_rate.map(Size::bytes),
+            attempts: self.tenant_attempts,
+        })
     }
 }
