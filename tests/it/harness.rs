@@ -5,6 +5,7 @@
 //! what a parallel one, or another program on this machine, is using. A node that goes out of scope checks that
 //! nothing is left.
 
+mod canary;
 mod cluster;
 mod dockerd;
 mod evidence;
@@ -17,6 +18,7 @@ mod tiers;
 mod wait;
 
 pub(crate) use self::{
+    canary::Canary,
     cluster::{Cluster, Host, script, submission},
     dockerd::use_by,
     evidence::{Evidence, HEARD},

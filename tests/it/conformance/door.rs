@@ -1,21 +1,24 @@
 //! What a job reaches through its way out, and what it does not. Outside is a server of the test's own, on the loopback.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    path::Path,
     sync::{Arc, Mutex},
     thread,
 };
 
 use serde_json::Value;
 
-use crate::harness::{Mayfly, Place, by_libvirt_too, on_every_tier, result_of};
+use crate::harness::{Canary, Mayfly, Place, Tier, by_libvirt_too, on_every_tier, result_of};
 
 on_every_tier! {
     a_host_that_is_allowed_is_reached_and_any_other_is_refused
     a_tunnel_leads_to_its_place_and_each_way_ends_by_itself
     a_key_is_added_outside_and_never_seen_inside
     a_secret_reaches_the_job_and_no_record
+    a_secret_is_nowhere_on_the_host_but_in_its_sandbox
     a_job_that_was_given_no_way_out_has_none
     a_hundred_connections_at_once_carry_what_they_should
     bulk_arrives_whole_while_the_jobs_own_output_goes_on
@@ -25,28 +28,31 @@ on_every_tier! {
 by_libvirt_too! {
     a_host_that_is_allowed_is_reached_and_any_other_is_refused
     a_key_is_added_outside_and_never_seen_inside
+    a_secret_is_nowhere_on_the_host_but_in_its_sandbox
 }
 
 /// A key that is to be seen nowhere but outside.
 const CANARY: &str = "canary-7f3d9c52e1";
 
 /// Somebody outside. What it was asked is kept.
-struct Outside {
-    port: u16,
+pub(super) struct Outside {
+    pub(super) port: u16,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Outside {
     /// Answers each connection in a thread of its own.
-    fn serving(answer: fn(BufReader<TcpStream>, &mut Vec<String>)) -> Self {
+    pub(super) fn serving(
+        answer: impl Fn(BufReader<TcpStream>, &mut Vec<String>) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let heads = Arc::new(Mutex::new(Vec::new()));
-        let kept = heads.clone();
+        let (kept, answer) = (heads.clone(), Arc::new(answer));
         // It ends with the test's process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let kept = kept.clone();
+                let (kept, answer) = (kept.clone(), answer.clone());
                 thread::spawn(move || {
                     let mut head = Vec::new();
                     answer(BufReader::new(stream), &mut head);
@@ -57,12 +63,12 @@ impl Outside {
         Self { port, heads }
     }
 
-    fn heads(&self) -> Vec<String> {
+    pub(super) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 
     /// A run with this configuration, in which `PORT` is the server's port.
-    fn run(&self, place: &Place, mayfly: Mayfly, config: &str) -> Mayfly {
+    pub(super) fn run(&self, place: &Place, mayfly: Mayfly, config: &str) -> Mayfly {
         let config = place.node.config(&config.replace("PORT", &self.port.to_string()));
         mayfly.args(["--config", &config])
     }
@@ -89,7 +95,7 @@ fn counts(mut stream: BufReader<TcpStream>, _: &mut Vec<String>) {
     let _ = stream.get_mut().shutdown(Shutdown::Write);
 }
 
-fn egress(result: &Value) -> &Value {
+pub(super) fn egress(result: &Value) -> &Value {
     &result["egress"]
 }
 
@@ -126,7 +132,7 @@ fn a_host_that_is_allowed_is_reached_and_any_other_is_refused(place: &Place) {
     assert_eq!(reasons.iter().filter(|reason| ***reason == "literal").count(), 1, "{egress}");
 }
 
-const TUNNEL: &str = "[tunnels.there]\nto = '127.0.0.1:PORT'\nport = 8100\n";
+pub(super) const TUNNEL: &str = "[tunnels.there]\nto = '127.0.0.1:PORT'\nport = 8100\n";
 
 fn a_tunnel_leads_to_its_place_and_each_way_ends_by_itself(place: &Place) {
     let outside = Outside::serving(counts);
@@ -177,6 +183,41 @@ fn a_secret_reaches_the_job_and_no_record(place: &Place) {
     assert!(!result.to_string().contains(CANARY), "{result}");
     let ledger = serde_json::to_string(&place.node.ledger()).unwrap();
     assert!(!ledger.contains(CANARY), "{ledger}");
+}
+
+fn a_secret_is_nowhere_on_the_host_but_in_its_sandbox(place: &Place) {
+    let canary = Canary::new(&place.node, "secret");
+    let config = place.node.config(&format!(
+        "[[secret]]\nname = 'variable'\ntenant = 'local'\nfrom = {{ file = '{0}' }}\nto = {{ env = 'API_KEY' }}\n\
+         [[secret]]\nname = 'file'\ntenant = 'local'\nfrom = {{ command = ['cat', '{0}'] }}\n\
+         to = {{ file = '/job/.key' }}\n",
+        canary.file
+    ));
+    let script = format!(
+        "[ ${{#API_KEY}} = {} ] && [ \"$API_KEY\" = \"$(cat /job/.key)\" ] && echo ready && read word && cat",
+        canary.len()
+    );
+    let run = place.shell(&script).args(["--config", &config, "--secret", "variable", "--secret", "file"]);
+    let (mut running, sandbox) = place.start(run.args(["--stdin", "--timeout", "110s"]));
+    assert_eq!(canary.arguments(), [0; 0]);
+    let (own_kernel, job) = (place.tier == Tier::Vm, sandbox.job());
+    let (holders, others): (Vec<_>, Vec<_>) =
+        canary.environments().into_iter().partition(|pid| job.contains(pid) && !own_kernel);
+    assert_eq!(others, [0; 0], "their environment has it, and they are not the job");
+    assert_eq!(holders.is_empty(), own_kernel, "the job has it, so the look would see it");
+    let told = place.node.told_by_daemons();
+    let by_libvirt = fs::read_to_string(place.node.config("")).unwrap().contains("libvirt");
+    assert_eq!(told.is_empty(), place.tier != Tier::Docker && !by_libvirt, "{told:?}");
+    assert!(!told.iter().any(|told| canary.is_in(told)), "{told:?}");
+    let folders = place.node.folders();
+    assert_eq!(canary.files(&folders), [""; 0], "while the job holds it");
+    running.say("go on\n");
+    let finished = running.finish().code(0);
+    assert!(!canary.is_in(&finished.stdout) && !canary.is_in(&finished.stderr));
+    assert_eq!(canary.files(&folders), [""; 0], "when the job is over");
+    // And the look does see what is there.
+    let own = Path::new(&canary.file).parent().unwrap().to_owned();
+    assert_eq!(canary.files(&[own]), [canary.file]);
 }
 
 fn a_job_that_was_given_no_way_out_has_none(place: &Place) {

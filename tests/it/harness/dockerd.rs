@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
@@ -56,6 +57,23 @@ pub(crate) fn lives(instance: &str) -> HashMap<String, String> {
     containers
         .filter_map(|one| Some((text(&one["Id"])?, text(&one["Labels"]["mayfly.generation"])?)))
         .collect()
+}
+
+/// What daemons tell of each container of an instance.
+pub(crate) fn told(instance: &str) -> Vec<String> {
+    let lives = lives(instance);
+    let paths = lives.keys().map(|id| format!("/containers/{id}/json"));
+    let ask = |path: String| {
+        let answers =
+            running().into_iter().map(move |socket| servers::ask_docker(socket.as_ref(), "GET", &path));
+        answers.filter_map(|answer| answer.ok().filter(|(status, _)| *status == 200).map(|(_, body)| body))
+    };
+    paths.flat_map(ask).collect()
+}
+
+/// Where the daemon of all keeps its files, if anybody has started it.
+pub(crate) fn folder() -> Option<&'static Path> {
+    (!running().is_empty()).then(shared)?.map(Dockerd::folder)
 }
 
 /// Everything that daemons still have of these instances.

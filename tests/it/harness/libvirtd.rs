@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
+    path::Path,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
@@ -20,6 +21,11 @@ pub(crate) fn shared() -> Option<&'static Libvirtd> {
 fn daemons() -> &'static Mutex<Vec<String>> {
     static DAEMONS: Mutex<Vec<String>> = Mutex::new(Vec::new());
     &DAEMONS
+}
+
+/// The same, if anybody has started it: looking for a machine starts none.
+fn running() -> Vec<String> {
+    daemons().lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// What a mayfly is told about a daemon.
@@ -45,11 +51,33 @@ pub(crate) fn use_by(node: Node, daemon: &Libvirtd) -> Node {
 
 /// Everything that daemons still have of these instances, whether it runs or not.
 pub(crate) fn leftovers(instances: &[String]) -> Vec<String> {
-    // Looking for a machine starts no daemon.
-    let daemons = daemons().lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let ask = |uri: &String| servers::virsh(uri, &["list", "--all", "--name"]).ok();
-    let names: Vec<String> = daemons.iter().filter_map(ask).collect();
-    let names = names.iter().flat_map(|names| names.split_whitespace());
-    let ours = names.filter(|name| instances.iter().any(|instance| name.contains(instance.as_str())));
-    ours.map(|name| format!("machine {name}")).collect()
+    machines(instances).into_iter().map(|(_, name)| format!("machine {name}")).collect()
+}
+
+/// The daemon and the name of each machine of these instances.
+fn machines(instances: &[String]) -> Vec<(String, String)> {
+    let of = |uri: String| {
+        let names = servers::virsh(&uri, &["list", "--all", "--name"]).unwrap_or_default();
+        let names: Vec<_> = names.split_whitespace().map(ToOwned::to_owned).collect();
+        names.into_iter().map(move |name| (uri.clone(), name))
+    };
+    let ours = |name: &str| instances.iter().any(|instance| name.contains(instance.as_str()));
+    running().into_iter().flat_map(of).filter(|(_, name)| ours(name)).collect()
+}
+
+/// What daemons tell of each machine of an instance, and of each of its snapshots.
+pub(crate) fn told(instance: &str) -> Vec<String> {
+    let mut told = Vec::new();
+    for (uri, name) in machines(&[instance.to_owned()]) {
+        told.extend(servers::virsh(&uri, &["dumpxml", "--security-info", &name]));
+        let snapshots = servers::virsh(&uri, &["snapshot-list", "--name", &name]).unwrap_or_default();
+        let dump = |of: &str| servers::virsh(&uri, &["snapshot-dumpxml", "--security-info", &name, of]);
+        told.extend(snapshots.split_whitespace().flat_map(dump));
+    }
+    told
+}
+
+/// Where the daemon of all keeps its files, if anybody has started it.
+pub(crate) fn folder() -> Option<&'static Path> {
+    (!running().is_empty()).then(shared)?.map(Libvirtd::folder)
 }

@@ -1,36 +1,36 @@
 //! A way out for jobs that come by the queue, and the records that must not hold what the host knows.
 
 use std::{
-    fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+use scheduler::broker::ReplyBy;
 use serde_json::json;
-use servers::Version;
+use servers::{Version, free_port};
+use worker::Outcome;
 
 use super::on_every_broker;
-use crate::harness::{Cluster, script};
+use crate::harness::{Canary, Cluster, Host, eventually, script};
 
 on_every_broker! {
     a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record
+    a_secret_that_a_lost_job_held_is_shown_and_kept_nowhere
 }
 
-/// Two secrets: one that the job gets, one that only a tunnel adds.
-const HELD: &str = "canary-held-61c0f3";
-const INJECTED: &str = "canary-injected-9e27ab";
-
-/// Answers each request with the length of its head.
-fn server() -> u16 {
+/// Says whether each request has the word.
+fn server(injected: Arc<Canary>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut head = vec![0; 65536];
             let read = stream.read(&mut head).unwrap_or(0);
-            let said = String::from_utf8_lossy(&head[..read]).contains(INJECTED);
+            let said = injected.is_in(&head[..read]);
             let answer = if said { "with it" } else { "without" };
             let _ =
                 write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\n{answer}");
@@ -41,8 +41,10 @@ fn server() -> u16 {
 
 fn a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record(test: &str, version: Version) {
     let Some(cluster) = Cluster::new(test, version, "") else { return };
-    let (mut host, port) = (Cluster::idle_host(), server());
-    let (held, injected) = (host.node.write("held", HELD), host.node.write("injected", INJECTED));
+    let mut host = Cluster::idle_host();
+    // One that the job gets, one that only a tunnel adds.
+    let (held, injected) = (Canary::new(&host.node, "held"), Arc::new(Canary::new(&host.node, "injected")));
+    let port = server(injected.clone());
     let door = format!(
         "allow = ['good.test:{port}']\ntunnels = ['model']\n\
          [tunnels.model]\nto = 'good.test:{port}'\nport = 8081\nkind = 'http'\ntls = false\n\
@@ -50,7 +52,9 @@ fn a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record(te
          [[secret]]\nname = 'injected'\nfrom = {{ file = '{injected}' }}\n\
          [[secret]]\nname = 'held'\ntenant = '{}'\nfrom = {{ file = '{held}' }}\nto = {{ env = 'HELD' }}\n\
          [network.hosts]\n'good.test' = '127.0.0.1'\n",
-        cluster.tenant
+        cluster.tenant,
+        injected = injected.file,
+        held = held.file
     );
     let change = |text: &str| format!("{text}\n{door}");
     cluster.serve_changed(&mut host, change, |mayfly| mayfly.env("MAYFLY_LOG", "debug"));
@@ -64,7 +68,7 @@ fn a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record(te
          wget -qO- http://bad.test/ 2>/dev/null; exit 7"
     );
     let result = ask("reaches", &text, &json!({})).code(7).json();
-    assert_eq!(result["stdout"]["text"], format!("withoutwith it{}\n", HELD.len()), "{result}");
+    assert_eq!(result["stdout"]["text"], format!("withoutwith it{}\n", held.len()), "{result}");
     let egress = &result["egress"];
     assert_eq!(
         (&egress["made"], &egress["refused"], &egress["reasons"]["name"]),
@@ -83,34 +87,101 @@ fn a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record(te
     }
     let dead = cluster.mayfly(&host.node, ["dlq", "ls"]).finish().code(0);
     let (shown, log) = (dead.text().to_owned(), host.stop().code(0).stderr().to_owned());
-    for canary in [HELD, INJECTED] {
-        assert!(!shown.contains(canary) && !log.contains(canary) && !result.to_string().contains(canary));
-        // The ledger and all else on the node; all that the store ever wrote; all that the broker has on its disk.
-        for folder in
-            [host.node.data_dir().join("ledger").as_path(), cluster.store.folder(), cluster.broker.folder()]
-        {
-            assert_eq!(holders(folder, canary), [""; 0]);
-        }
+    let folders = folders(&cluster, &host);
+    for canary in [&held, &injected] {
+        assert!(!canary.is_in(&shown) && !canary.is_in(&log) && !canary.is_in(result.to_string()));
+        assert_eq!(canary.files(&folders), [""; 0]);
     }
     // And the looks do see what is there.
-    for folder in [cluster.store.folder(), cluster.broker.folder()] {
-        assert!(!holders(folder, "good.test").is_empty(), "nothing is seen in {}", folder.display());
+    let name = Canary::of(&host.node, "name", "good.test");
+    for folder in [cluster.store.folder(), cluster.broker.folder()].map(Path::to_owned) {
+        assert!(
+            !name.files(std::slice::from_ref(&folder)).is_empty(),
+            "nothing is seen in {}",
+            folder.display()
+        );
     }
     host.check();
 }
 
-/// Files below a folder that hold a word.
-fn holders(folder: &Path, word: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(holders(&path, word));
-        } else if fs::read(&path)
-            .is_ok_and(|bytes| bytes.windows(word.len()).any(|part| part == word.as_bytes()))
-        {
-            found.push(path.display().to_string());
+/// All that mayfly keeps on the node; all that the store ever wrote; all that the broker has on its disk.
+fn folders(cluster: &Cluster, host: &Host) -> Vec<PathBuf> {
+    let servers = [cluster.store.folder(), cluster.broker.folder()].map(Path::to_owned);
+    host.node.folders().into_iter().chain(servers).collect()
+}
+
+fn a_secret_that_a_lost_job_held_is_shown_and_kept_nowhere(test: &str, version: Version) {
+    let Some(cluster) = Cluster::new(test, version, "") else { return };
+    let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
+    let canary = Canary::new(&host.node, "held");
+    let secret = format!(
+        "[[secret]]\nname = 'held'\ntenant = '{}'\nfrom = {{ file = '{}' }}\nto = {{ env = 'HELD' }}\n",
+        cluster.tenant, canary.file
+    );
+    let change = |text: &str| {
+        let text = text.replace("listen = '127.0.0.1:0'", &format!("listen = '127.0.0.1:{port}'"));
+        format!("{text}\n{secret}")
+    };
+    cluster.serve_changed(&mut host, change, |mayfly| mayfly.env("MAYFLY_LOG", "debug"));
+    let producer = cluster.producer(ReplyBy::Queue);
+    let more = json!({ "id": "lost", "secrets": ["held"], "idempotent": true });
+    let sent = cluster.send(&producer, "lost", script("echo holds ${#HELD}; sleep 1000", &more));
+    let key = cluster.key("lost");
+    let says = |words: &[&str]| {
+        let said = cluster.mayfly(&host.node, words.iter().copied().chain([key.as_str()])).finish().code(0);
+        assert!(!canary.is_in(&said.stdout) && !canary.is_in(&said.stderr), "{words:?}");
+        said.text().to_owned()
+    };
+    let (holds, page) = (format!("holds {}", canary.len()), format!("/job/{key}"));
+    for attempt in 0..scheduler::INFRASTRUCTURE_TRIES {
+        let sandbox = eventually("it holds its secret in a sandbox", || {
+            host.node
+                .sandboxes()
+                .into_iter()
+                .find(|it| it.job().iter().any(|pid| canary.environments().contains(pid)))
+        });
+        if attempt == 0 {
+            eventually("what it writes is seen", || says(&["logs"]).contains(&holds).then_some(()));
+            assert_eq!(canary.arguments(), [0; 0]);
+            let job = sandbox.job();
+            assert!(canary.environments().iter().all(|pid| job.contains(pid)));
+            says(&["status"]);
+            for path in ["/", "/metrics", &page] {
+                assert!(!canary.is_in(servers::get(port, path, "").unwrap().1), "{path}");
+            }
+            for (path, word) in [("/events", "lost"), (&format!("/events/{key}"), &holds)] {
+                assert!(!canary.is_in(streamed(port, path, word)), "{path}");
+            }
+            assert_eq!(canary.files(&folders(&cluster, &host)), [""; 0], "while the job holds it");
         }
+        for pid in sandbox.agent() {
+            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        }
+        eventually("it is gone", || {
+            host.node.sandboxes().iter().all(|it| it.generation() != sandbox.generation()).then_some(())
+        });
     }
-    found
+    let result = cluster.answer(sent);
+    assert_eq!(result.outcome, Outcome::SandboxLost, "{result:?}");
+    assert!(!canary.is_in(serde_json::to_vec(&result).unwrap()));
+    assert!(says(&["dlq", "show"]).contains("holds"));
+    for words in [&["result"][..], &["status"], &["logs"]] {
+        says(words);
+    }
+    let dead = cluster.mayfly(&host.node, ["dlq", "ls"]).finish().code(0).prints(&[&key]);
+    assert!(!canary.is_in(&dead.stdout) && !canary.is_in(servers::get(port, &page, "").unwrap().1));
+    assert!(!canary.is_in(host.stop().code(0).stderr()));
+    assert_eq!(canary.files(&folders(&cluster, &host)), [""; 0], "when the job is given up");
+    host.check();
+}
+
+/// What the live page is told as it happens, up to the line with a word.
+fn streamed(port: u16, path: &str, word: &str) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").unwrap();
+    let (mut told, mut stream) = (String::new(), BufReader::new(stream));
+    while !told.contains(word) {
+        assert_ne!(stream.read_line(&mut told).unwrap(), 0, "no {word} at {path}: {told}");
+    }
+    told
 }
