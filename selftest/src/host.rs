@@ -5,6 +5,7 @@ mod artifacts;
 mod bytes;
 mod documents;
 mod egress;
+mod secret;
 mod watch;
 
 use std::path::{Path, PathBuf};

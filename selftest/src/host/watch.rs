@@ -1,16 +1,11 @@
 //! What the host sees of a sandbox while a job is in it: who is in its namespaces, what its machine was told, and whether a
-//! secret of the job's can be read beside it.
+//! secret of the job's can be read beside it (`secret`).
 
-use std::{
-    fs, io,
-    io::{BufRead, BufReader, Read},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+use std::{fs, path::Path};
 
-use pool::{Id, Tier};
+use pool::Tier;
 
+use super::secret::Secret;
 use crate::{
     catalogue::Probe,
     ground::PROBER,
@@ -20,11 +15,9 @@ use crate::{
 
 const ASKED: [&str; 5] = ["C03", "I04", "A08", "C04", "P11"];
 /// The first id that sandboxes have on the host.
-const FIRST_ID: u32 = 0x7000_0000;
+pub(super) const FIRST_ID: u32 = 0x7000_0000;
 /// How a result says that its container's runtime is below the floor.
 const OLD: &str = "old runtime:";
-/// The longest file that is searched for a secret.
-const LONGEST: u64 = 4 << 20;
 
 /// What was seen, and what the controls saw.
 pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe], data_dir: &Path) -> (Looks, Looks) {
@@ -33,9 +26,12 @@ pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe], data_dir
     if !ASKED.iter().any(|id| asked(id)) {
         return (looks, controls);
     }
-    let secret = Id::random().to_string();
-    let (seen, told) = match watch(inside, &secret, data_dir).await {
-        Ok(seen) => seen,
+    let watched = match Secret::keep(&inside.clues.folder, data_dir) {
+        Ok(secret) => watch(inside, &secret).await.map(|seen| (seen, secret)),
+        Err(error) => Err(format!("no secret can be kept on this host: {error}")),
+    };
+    let ((seen, told), secret) = match watched {
+        Ok(watched) => watched,
         Err(why) => {
             ASKED.iter().filter(|id| asked(id)).for_each(|id| looks.add(id, Look::unknown(why.clone())));
             return (looks, controls);
@@ -55,7 +51,7 @@ pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe], data_dir
         }
         _ => add("C03", entered, strangers(std::process::id())),
     }
-    add("I04", readable, careless(&secret, &inside.clues.folder, data_dir));
+    add("I04", readable, secret.careless(inside.tier));
     if inside.tier == Tier::Docker {
         let old = told.iter().find(|note| note.starts_with(OLD));
         add(
@@ -79,10 +75,10 @@ struct Seen {
     label: Look,
 }
 
-/// Looks while a job is there that has the secret in its environment, and gives the notes of its result.
-async fn watch(inside: &Inside<'_>, secret: &str, data_dir: &Path) -> Result<(Seen, Vec<String>), String> {
+/// Looks while a job is there that was given the secret, and gives the notes of its result.
+async fn watch(inside: &Inside<'_>, secret: &Secret) -> Result<(Seen, Vec<String>), String> {
     let mut job = inside.job(["wait=1".to_owned()], LONG)?;
-    job.env.insert("SECRET".to_owned(), secret.to_owned());
+    job.egress = Some(secret.plan().ok_or("no such secret can be had")?);
     let looking = async {
         let machine = descendants().into_iter().find(|pid| command_line(*pid).starts_with("qemu"));
         let job = processes().find(|pid| {
@@ -92,7 +88,7 @@ async fn watch(inside: &Inside<'_>, secret: &str, data_dir: &Path) -> Result<(Se
         Seen {
             entered: job
                 .map_or_else(|| Look::unknown("the job's process is not seen from the host"), strangers),
-            readable: found(secret, &inside.clues.folder, data_dir, job),
+            readable: secret.found(inside.tier, job),
             machine: machine
                 .map_or_else(|| Look::unknown("no machine is seen"), |pid| disks(&command_line(pid))),
             label: machine.map_or_else(|| Look::unknown("no machine is seen"), label),
@@ -101,13 +97,13 @@ async fn watch(inside: &Inside<'_>, secret: &str, data_dir: &Path) -> Result<(Se
     inside.with_neighbour(&job, "waiting", looking).await
 }
 
-fn processes() -> impl Iterator<Item = u32> {
+pub(super) fn processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// Arguments, each with a zero behind it; the program without its folders.
-fn command_line(pid: u32) -> String {
+pub(super) fn command_line(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
     match line.split_once('\0') {
@@ -118,7 +114,7 @@ fn command_line(pid: u32) -> String {
     }
 }
 
-fn field(pid: u32, name: &str) -> Option<u32> {
+pub(super) fn field(pid: u32, name: &str) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
 }
@@ -175,102 +171,6 @@ fn label(pid: u32) -> Look {
     }
 }
 
-/// I04: where whoever is on the host, or asks its daemons, could read a job's secret.
-fn found(secret: &str, folder: &Path, data_dir: &Path, job: Option<u32>) -> Look {
-    for pid in processes() {
-        if command_line(pid).contains(secret) {
-            return Look::open(format!("it is in the arguments of process {pid}"));
-        }
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if Some(pid) != job
-            && contains(&environment, secret)
-            && field(pid, "Uid:").is_some_and(|uid| uid < FIRST_ID)
-        {
-            return Look::open(format!("it is in the environment of process {pid}"));
-        }
-    }
-    let folders = [folder.parent().unwrap_or(folder).to_owned(), data_dir.join("ledger")];
-    if let Some(file) = folders.iter().find_map(|folder| file_with(folder, secret, 4)) {
-        return Look::open(format!("it is in {}", file.display()));
-    }
-    match inspected(secret) {
-        Ok(false) | Err(_) => Look::held("in no argument, no file of mayfly's and no daemon's record"),
-        Ok(true) => Look::open("docker tells it of a container"),
-    }
-}
-
-fn contains(bytes: &[u8], word: &str) -> bool {
-    bytes.windows(word.len()).any(|window| window == word.as_bytes())
-}
-
-fn file_with(folder: &Path, word: &str, depth: usize) -> Option<PathBuf> {
-    for entry in fs::read_dir(folder).ok()?.flatten() {
-        let (path, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
-        if meta.is_dir() && depth > 0 {
-            if let Some(found) = file_with(&path, word, depth - 1) {
-                return Some(found);
-            }
-        } else if meta.is_file()
-            && meta.len() < LONGEST
-            && contains(&fs::read(&path).unwrap_or_default(), word)
-        {
-            return Some(path);
-        }
-    }
-    None
-}
-
-/// Whether the daemon tells the secret to whoever asks for its containers.
-fn inspected(secret: &str) -> io::Result<bool> {
-    let host = std::env::var("DOCKER_HOST").unwrap_or_default();
-    let socket = host.strip_prefix("unix://").unwrap_or("/run/docker.sock").to_owned();
-    let list: Vec<serde_json::Value> = serde_json::from_str(&get(&socket, "/containers/json?all=true")?)?;
-    for container in list {
-        let id = container["Id"].as_str().unwrap_or_default();
-        if get(&socket, &format!("/containers/{id}/json"))?.contains(secret) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn get(socket: &str, path: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
-    io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok(body.to_owned())
-}
-
-/// A program that is handed its secret as an argument.
-fn careless(secret: &str, folder: &Path, data_dir: &Path) -> Look {
-    let program = folder.join("prober");
-    let started = || -> io::Result<Child> {
-        fs::write(&program, images::PROBER)?;
-        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let mut command = Command::new(&program);
-        command.args(["wait=1", &format!("secret={secret}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        // Its arguments can be read only some time after it was started; when it speaks, they can.
-        if let Some(stdout) = child.stdout.as_mut() {
-            BufReader::new(stdout).read_line(&mut String::new())?;
-        }
-        Ok(child)
-    };
-    let look = match started() {
-        Ok(mut child) => {
-            let look = found(secret, folder, data_dir, None);
-            drop(child.stdin.take());
-            let _ = child.wait();
-            look
-        }
-        Err(error) => Look::unknown(format!("nothing could be started with a secret: {error}")),
-    };
-    let _ = fs::remove_file(&program);
-    look
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,17 +194,5 @@ mod tests {
     fn whoever_is_among_the_hosts_mounts_is_a_stranger_to_a_sandbox() {
         // This test is root's, and so is its process.
         assert_eq!(strangers(std::process::id()).seen, verdict::Seen::Open);
-    }
-
-    #[test]
-    fn a_secret_in_an_argument_or_a_file_is_found() {
-        let run = tempfile::tempdir().unwrap();
-        let folder = run.path().join("selftest");
-        fs::create_dir(&folder).unwrap();
-        let secret = Id::random().to_string();
-        assert_eq!(found(&secret, &folder, run.path(), None).seen, verdict::Seen::Held);
-        assert_eq!(careless(&secret, &folder, run.path()).seen, verdict::Seen::Open);
-        fs::write(folder.join("note"), &secret).unwrap();
-        assert_eq!(found(&secret, &folder, run.path(), None).seen, verdict::Seen::Open);
     }
 }
