@@ -40,6 +40,11 @@ fn everything_that_is_to_hold_holds(place: &Place) {
         }
     }
     assert!(passed >= 55, "{passed} held: {report:#}");
+    // What looks at the door from the host must be able to tell.
+    for id in ["I04", "N08", "X05"] {
+        let finding = all.iter().find(|finding| finding["id"] == id).unwrap();
+        assert_eq!(finding["verdict"], "blocked", "{finding}");
+    }
 }
 
 on_every_tier!(everything_that_is_to_hold_holds);

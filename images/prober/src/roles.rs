@@ -68,16 +68,32 @@ fn relative(first: impl FnOnce()) {
     }
 }
 
-/// Asks the proxy of its loopback for one connection after the other. Who counts is outside.
+/// Asks the proxy of its loopback for one connection after the other, and goes where it is sent on. Who counts is outside.
 pub(crate) fn ask_the_door(clues: &Clues) -> ExitCode {
     for target in clues.get("asks").unwrap_or_default().split(',') {
-        let answer = ask(target).unwrap_or_else(|error| error.to_string());
-        let _ = writeln!(io::stdout(), "{target} {answer}");
+        let Answer { said, elsewhere } = ask(target).unwrap_or_else(|error| Answer::failed(&error));
+        let _ = writeln!(io::stdout(), "{target} {said}");
+        if let Some(target) = elsewhere {
+            let Answer { said, .. } = ask(&target).unwrap_or_else(|error| Answer::failed(&error));
+            let _ = writeln!(io::stdout(), "{target} {said}");
+        }
     }
     ExitCode::SUCCESS
 }
 
-fn ask(target: &str) -> io::Result<String> {
+struct Answer {
+    said: String,
+    /// Where it sends whoever asks.
+    elsewhere: Option<String>,
+}
+
+impl Answer {
+    fn failed(error: &io::Error) -> Self {
+        Self { said: error.to_string(), elsewhere: None }
+    }
+}
+
+fn ask(target: &str) -> io::Result<Answer> {
     const LONGEST_ANSWER: u64 = 64 * 1024;
     /// Where mayfly's forward proxy listens.
     const PROXY: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3128);
@@ -87,11 +103,17 @@ fn ask(target: &str) -> io::Result<String> {
     if target.starts_with("http://") {
         write!(stream, "GET {target} HTTP/1.1\r\nHost: whoever\r\nConnection: close\r\n\r\n")?;
         BufReader::new(stream).take(LONGEST_ANSWER).read_to_string(&mut answer)?;
-        return Ok(answer.lines().last().unwrap_or_default().trim().to_owned());
+        let named = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
+        };
+        let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+        let elsewhere = head.lines().find_map(named);
+        return Ok(Answer { said: answer.lines().last().unwrap_or_default().trim().to_owned(), elsewhere });
     }
     write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
     BufReader::new(stream).take(LONGEST_ANSWER).read_line(&mut answer)?;
-    Ok(answer.trim().to_owned())
+    Ok(Answer { said: answer.trim().to_owned(), elsewhere: None })
 }
 
 /// Leaves, in the directory that it is told, links to the host, nodes that are no files, and files that are too large; and

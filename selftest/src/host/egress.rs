@@ -12,7 +12,7 @@ use std::{
 };
 
 use egress::{Ask, Egress, Hosts, Plan, Rights, Rule};
-use worker::{Company, JobResult};
+use worker::Company;
 
 use crate::{
     catalogue::Probe,
@@ -155,9 +155,18 @@ fn plan(rules: Vec<Rule>) -> Option<Plan> {
 }
 
 async fn look(inside: &Inside<'_>, rules: fn(u16) -> Vec<Rule>) -> Result<Look, String> {
-    let (outside, other) = (Outside::open(|_, _| {})?, Outside::open(|_, _| {})?);
+    let other = Outside::open(|_, _| {})?;
+    // Whoever says a word to the listed one is sent on to an address of the host's.
+    let elsewhere = format!("http://127.0.0.1:{}/", other.port);
+    let outside = Outside::open(move |mut stream, _| {
+        if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+            let head = format!("HTTP/1.1 302 Found\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+        }
+    })?;
     let asks = [
         format!("{LISTED}:{}", outside.port),
+        format!("http://{LISTED}:{}/", outside.port),
         format!("{UNLISTED}:{}", outside.port),
         format!("127.0.0.1:{}", outside.port),
         format!("localhost:{}", outside.port),
@@ -169,20 +178,74 @@ async fn look(inside: &Inside<'_>, rules: fn(u16) -> Vec<Rule>) -> Result<Look, 
     let result = inside.work(&job, Company::default()).await;
     let reached = outside.reached.load(Ordering::SeqCst) + other.reached.load(Ordering::SeqCst);
     let egress = result.egress.as_ref().ok_or_else(|| told(&result))?;
-    judge(&asks, reached, egress, &result)
+    // Where it was sent on to was asked for, too.
+    judge(asks.len() as u64 + 1, reached, egress).map_err(|why| format!("{why}: {}", told(&result)))
 }
 
-/// The listed name once and nothing else, and all of it in the record.
-fn judge(asks: &[String], reached: u64, egress: &Egress, result: &JobResult) -> Result<Look, String> {
+/// Those of what is asked for that lead to the listed name at its port.
+const ALLOWED: u64 = 2;
+
+/// The listed name each time and nothing else, and all of it in the record.
+fn judge(asked: u64, reached: u64, egress: &Egress) -> Result<Look, &'static str> {
     let recorded = egress.connections.len() as u64 == egress.made + egress.refused
-        && egress.made + egress.refused == asks.len() as u64
+        && egress.made + egress.refused == asked
         && egress.made == reached;
-    let seen =
-        format!("{reached} of {} that were asked for were reached, {} refused", asks.len(), egress.refused);
+    let seen = format!("{reached} of {asked} that were asked for were reached, {} refused", egress.refused);
     match reached {
-        0 => Err(format!("not even the listed name was reached: {}", told(result))),
-        1 if !recorded => Ok(Look::open(format!("{seen}, and the record says otherwise"))),
-        1 => Ok(Look::held(seen)),
+        0..ALLOWED => Err("not even the listed name was reached each time"),
+        ALLOWED if !recorded => Ok(Look::open(format!("{seen}, and the record says otherwise"))),
+        ALLOWED => Ok(Look::held(seen)),
         _ => Ok(Look::open(seen)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use egress::{Connection, Ended};
+
+    use super::*;
+    use crate::verdict::Seen;
+
+    /// A record of so many, of which so many are listed.
+    fn record(made: u64, refused: u64, listed: u64) -> Egress {
+        let one = || Connection {
+            via: "proxy".to_owned(),
+            to: format!("{LISTED}:80"),
+            address: None,
+            sent: 0,
+            received: 0,
+            open_us: 0,
+            ended: Ended::Closed,
+            reason: None,
+            why: None,
+        };
+        Egress { made, refused, connections: (0..listed).map(|_| one()).collect(), ..Egress::default() }
+    }
+
+    fn seen(reached: u64, egress: &Egress) -> Result<Seen, &'static str> {
+        judge(8, reached, egress).map(|look| look.seen)
+    }
+
+    #[test]
+    fn only_the_listed_name_with_all_of_it_in_the_record_has_held() {
+        assert_eq!(seen(2, &record(2, 6, 8)), Ok(Seen::Held));
+    }
+
+    #[test]
+    fn whatever_else_is_reached_is_open_recorded_or_not() {
+        assert_eq!(seen(3, &record(3, 5, 8)), Ok(Seen::Open));
+        assert_eq!(seen(7, &record(2, 6, 8)), Ok(Seen::Open));
+    }
+
+    #[test]
+    fn a_record_that_lacks_one_or_tells_of_more_is_open() {
+        for record in [record(2, 5, 7), record(2, 6, 7), record(1, 6, 7), record(1, 7, 8), record(3, 6, 9)] {
+            assert_eq!(seen(2, &record), Ok(Seen::Open), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn who_reached_not_even_the_listed_name_has_shown_nothing() {
+        assert!(seen(0, &record(0, 8, 8)).is_err() && seen(1, &record(1, 7, 8)).is_err());
     }
 }
