@@ -1,5 +1,6 @@
 //! The door beyond what every behaviour of a sandbox is: the example with a model, and what a way out costs.
 
+mod attacks;
 mod bench;
 
 use std::{

@@ -20,6 +20,7 @@ use crate::harness::{Canary, Cluster, Host, eventually, script};
 on_every_broker! {
     a_tenants_job_reaches_what_is_its_tenants_and_its_secrets_are_in_no_record
     a_secret_that_a_lost_job_held_is_shown_and_kept_nowhere
+    mayflys_own_page_is_refused_by_name_and_by_address_unless_a_rule_says_so
 }
 
 /// Says whether each request has the word.
@@ -172,6 +173,42 @@ fn a_secret_that_a_lost_job_held_is_shown_and_kept_nowhere(test: &str, version: 
     assert!(!canary.is_in(&dead.stdout) && !canary.is_in(servers::get(port, &page, "").unwrap().1));
     assert!(!canary.is_in(host.stop().code(0).stderr()));
     assert_eq!(canary.files(&folders(&cluster, &host)), [""; 0], "when the job is given up");
+    host.check();
+}
+
+fn mayflys_own_page_is_refused_by_name_and_by_address_unless_a_rule_says_so(test: &str, version: Version) {
+    let Some(cluster) = Cluster::new(test, version, "") else { return };
+    let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
+    let change = |text: &str| {
+        let text = text.replace("listen = '127.0.0.1:0'", &format!("listen = '127.0.0.1:{port}'"));
+        format!(
+            "{text}\nallow = [{{ host = 'localhost:{port}', addresses = ['127.0.0.0/8', '::1/128'] }}, \
+             '127.0.0.1:{port}', '*:*']\n"
+        )
+    };
+    cluster.serve_changed(&mut host, change, |mayfly| mayfly);
+    let names = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
+    let text = format!(
+        "for to in {}; do curl -sS --noproxy '' http://$to/metrics | head -n 1; \
+         curl -sp --noproxy '' -o /dev/null -w '%{{http_connect}}\\n' http://$to/metrics; done; true",
+        names.join(" ")
+    );
+    let ask = |allow: &[&str]| {
+        let job = script(&text, &json!({ "image": "base", "allow": allow }));
+        cluster.mayfly(&host.node, ["submit", "--wait"]).stdin(job).finish().code(0).json()
+    };
+    let result = ask(&["*:*"]);
+    let said = result["stdout"]["text"].as_str().unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("denied: address 127.0.0.1 is not allowed"), "{said}");
+    assert_eq!(lines[2], "denied: host localhost leads to a loopback address, which no rule names");
+    assert_eq!((lines[1], lines[3], lines.len()), ("403", "403", 4), "{said}");
+    assert_eq!(result["egress"]["made"], 0, "{result}");
+    // Where a rule says so it is reached, so it was there to be refused.
+    let result = ask(&[&names[0], &names[1]]);
+    let said = result["stdout"]["text"].as_str().unwrap();
+    assert_eq!((said.matches("# HELP mayfly_").count(), said.matches("200\n").count()), (2, 2), "{result}");
+    host.stop().code(0);
     host.check();
 }
 
