@@ -13,3 +13,4 @@ mod limits;
 mod result;
 mod stdin;
 mod streams;
+mod tunnels;
