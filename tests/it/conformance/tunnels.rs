@@ -1,10 +1,10 @@
-//! Connections by the hundred, what is no connection at all, and what becomes of one whose job is over.
+//! Connections by the hundred, connections that are full, what is no connection at all, and what becomes of one whose job is over.
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     sync::{Arc, Barrier, Condvar, Mutex, mpsc},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use crate::harness::{Place, Tier, eventually, in_guest, on_every_tier, result_of
 on_every_tier! {
     hundreds_of_connections_are_open_at_once
     garbage_in_every_descriptor_and_at_the_door_harms_nobody
+    a_full_tunnel_holds_up_nothing_else_of_its_job
     a_tunnel_goes_with_its_job_however_that_ends_while_mayfly_goes_on
     what_a_cancelled_job_reached_is_in_its_result
 }
@@ -115,6 +116,50 @@ print(say(3128, b'CONNECT bad.test:80 HTTP/1.1\\r\\nHost: bad.test\\r\\n\\r\\n')
 
 /// How long the frames of the test above are: each once without and once with eight bytes behind its head.
 const FRAMES: usize = 256 * 6 * (8 + 16);
+
+fn a_full_tunnel_holds_up_nothing_else_of_its_job(place: &Place) {
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let outside = Outside::serving(move |mut stream, _| {
+        // Whoever waits for this one's reading waits until the test has seen the job's output.
+        let _ = released.lock().unwrap().recv();
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        let _ = write!(stream.get_mut(), "{} bytes", all.len());
+        let _ = stream.get_mut().shutdown(Shutdown::Write);
+    });
+    let program = format!(
+        "
+import select, socket
+s = socket.create_connection(('127.0.0.1', 8100))
+s.setblocking(False)
+sent = 0
+while sent < {MOST} and select.select([], [s], [], 2)[1]:
+    sent += s.send(b'x' * 65536)
+print('full', sent, flush=True)
+for _ in range(1024):
+    print('y' * 1023)
+print('still here', flush=True)
+s.setblocking(True)
+s.shutdown(socket.SHUT_WR)
+print(sent, 'of', s.makefile().read())
+"
+    );
+    let job = place.python(&program).args(["--tunnel", "there", "--timeout", "110s"]);
+    let mut running = outside.run(place, job, TUNNEL).start();
+    let line = running.line();
+    let sent: usize = line.strip_prefix("full ").unwrap().parse().unwrap();
+    assert!(sent < MOST, "nobody reads, and it goes on");
+    for _ in 0..1024 {
+        assert_eq!(running.line().len(), 1023);
+    }
+    assert_eq!(running.line(), "still here");
+    release.send(()).unwrap();
+    assert_eq!(running.finish().code(0).text(), format!("{sent} of {sent} bytes"));
+}
+
+/// More than all buffers on the way can hold.
+const MOST: usize = 64 * 1024 * 1024;
 
 /// Waits in a job until its connection is there, and does something then.
 fn held(name: &str, then: &str) -> String {
