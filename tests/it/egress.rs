@@ -8,10 +8,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::harness::{Node, Place, Tier, by_libvirt_too, on, on_every_tier, result_of};
+use crate::harness::{Mayfly, Node, Place, Tier, by_libvirt_too, on, on_every_tier, result_of};
 
 on_every_tier! {
     an_agent_calls_a_model_with_a_key_that_it_never_holds
+    the_example_runs_as_it_is_written
 }
 
 by_libvirt_too! {
@@ -184,4 +185,10 @@ fn an_agent_calls_a_model_with_a_key_that_it_never_holds(place: &Place) {
     let wrong = place.node.write("wrong", "sk-wrong");
     let refused = result_of(run(&config(&wrong)), 1);
     assert!(refused["stderr"]["text"].as_str().unwrap().contains("401"), "{refused}");
+}
+
+fn the_example_runs_as_it_is_written(place: &Place) {
+    let example = place.node.place(Mayfly::program(&format!("{EXAMPLE}/run")));
+    let finished = example.args([env!("CARGO_BIN_EXE_mayfly"), place.tier.name()]).finish().code(0);
+    assert!(finished.text().ends_with("answer  The 50th Fibonacci number is 12586269025."), "{finished:?}");
 }
