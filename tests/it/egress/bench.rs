@@ -19,6 +19,9 @@ const BULK: usize = 256 * 1024 * 1024;
 /// How much longer a first byte may take through a tunnel, in milliseconds.
 const LATER: f64 = 0.5;
 
+/// How many times longer a warm job without a way out may take where others have one.
+const PAYS: f64 = 1.1;
+
 /// A server that answers `1` by one byte and `b` by many.
 fn server() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -143,4 +146,41 @@ fn on_every_tier() {
     for tier in Tier::ALL {
         on(tier, what_a_tunnel_costs);
     }
+}
+
+/// The median of a warm job, from its request to its first byte, in microseconds.
+fn warm(place: &Place, config: &str) -> f64 {
+    let times = TIMES.to_string();
+    let bench = ["bench", "--tier", "chroot", "--latencies", "--json", "--times", &times, "--config", config];
+    let measured = place.node.mayfly(bench).finish().code(0).json();
+    let rows = measured["rows"].as_array().unwrap();
+    rows.iter().find(|row| row["name"] == "warm").unwrap()["p50_us"].as_f64().unwrap()
+}
+
+#[test]
+#[ignore = "it measures: scripts/bench-egress"]
+fn a_job_without_tunnels_pays_nothing_for_those_that_are_configured() {
+    on(Tier::Chroot, |place| {
+        let tunnels: Vec<_> = (0..100)
+            .map(|n| format!("[tunnels.there-{n}]\nto = 'there-{n}.test:443'\nport = {}\n", 8100 + n))
+            .collect();
+        let door = format!(
+            "[network]\nconnections = 256\n[network.hosts]\n'there-0.test' = '127.0.0.1'\n{}",
+            tunnels.concat()
+        );
+        let (door, none) = (place.node.write("door.toml", door), place.node.write("none.toml", ""));
+        let mut ratios = Vec::new();
+        for look in 0..LOOKS {
+            let (with, without) = (warm(place, &door), warm(place, &none));
+            println!(
+                "  chroot {look}: a warm job {without:.0} µs, where tunnels are configured {with:.0} µs"
+            );
+            ratios.push(with / without);
+        }
+        let ratio = median(ratios);
+        println!(
+            "chroot: a job without tunnels takes {ratio:.2} x as long where some are configured (bar {PAYS})"
+        );
+        assert!(ratio <= PAYS, "a job without tunnels pays for them");
+    });
 }
