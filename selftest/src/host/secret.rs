@@ -23,6 +23,8 @@ use crate::looks::Look;
 const NAME: &str = "SECRET";
 /// Where libvirt keeps what its machines are told, and systemd what its units are.
 const DAEMONS: [&str; 2] = ["/run/libvirt", "/run/systemd/transient"];
+/// What every container of mayfly's has.
+const LABEL: &str = "mayfly.generation";
 /// How much of a file is searched at once.
 const PIECE: usize = 1 << 20;
 
@@ -140,6 +142,12 @@ impl Secret {
     /// Whether the daemon tells it to whoever asks for its containers.
     fn inspected(&self, socket: &str) -> io::Result<bool> {
         let list: Vec<serde_json::Value> = serde_json::from_str(&get(socket, "/containers/json?all=true")?)?;
+        let ours = |container: &serde_json::Value| container["Labels"][LABEL].is_string();
+        if !list.iter().any(ours) {
+            return Err(io::Error::other(
+                "it tells of no container of mayfly's, so it may be another daemon",
+            ));
+        }
         for container in list {
             let id = container["Id"].as_str().unwrap_or_default();
             if get(socket, &format!("/containers/{id}/json"))?.contains(&self.word) {
@@ -189,6 +197,8 @@ fn get(socket: &str, path: &str) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use crate::verdict::Seen;
 
@@ -223,10 +233,33 @@ mod tests {
         assert_eq!(secret.found(Tier::Chroot, None).seen, Seen::Held);
     }
 
+    /// A daemon that knows one container, with this label and this in its record.
+    fn daemon(socket: &Path, label: &str, record: &str) {
+        let listener = UnixListener::bind(socket).unwrap();
+        let list = format!(r#"[{{"Id":"one","Labels":{{"{label}":"x"}}}}]"#);
+        let record = record.to_owned();
+        std::thread::spawn(move || {
+            for answer in [list, record] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                write!(stream, "HTTP/1.0 200 OK\r\n\r\n{answer}").unwrap();
+            }
+        });
+    }
+
     #[test]
     fn what_a_daemon_could_not_be_asked_for_is_unknown() {
         let (run, secret) = kept();
-        let nobody = run.path().join("socket");
+        let seen = |name: &str, label: &str, record: &str| {
+            let socket = run.path().join(name);
+            daemon(&socket, label, record);
+            secret.of_docker(socket.to_str().unwrap()).seen
+        };
+        let nobody = run.path().join("nobody");
         assert_eq!(secret.of_docker(nobody.to_str().unwrap()).seen, Seen::Unknown);
+        assert_eq!(seen("other", "of-somebody-else", ""), Seen::Unknown);
+        assert_eq!(seen("silent", LABEL, "nothing"), Seen::Held);
+        assert_eq!(seen("loud", LABEL, &secret.word), Seen::Open);
     }
 }
