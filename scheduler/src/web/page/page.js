@@ -174,11 +174,9 @@ const overview = now => {
 // ---- one job
 
 const KEPT = 200000;
-const output = { node: null, letters: 0, said: false };
+const output = { node: null, letters: 0, said: false, pending: [], due: null };
 
-const write = (kind, text) => {
-  const { node } = output;
-  const atEnd = node.scrollHeight - node.scrollTop - node.clientHeight < 40;
+const append = (node, kind, text) => {
   const last = node.lastElementChild;
   if (last && last.className === kind && last.textContent.length < 4096) last.append(text);
   else node.append(el('span', { class: kind }, text));
@@ -187,7 +185,19 @@ const write = (kind, text) => {
     output.letters -= node.firstElementChild.textContent.length;
     node.firstElementChild.remove();
   }
+};
+// Where the end is, is asked once for many pieces: a job that writes much would keep the browser at nothing else.
+const flush = () => {
+  const { node } = output;
+  clearTimeout(output.due);
+  output.due = null;
+  const atEnd = node.scrollHeight - node.scrollTop - node.clientHeight < 40;
+  for (const [kind, text] of output.pending.splice(0)) append(node, kind, text);
   if (atEnd) node.scrollTop = node.scrollHeight;
+};
+const write = (kind, text) => {
+  output.pending.push([kind, text]);
+  output.due ??= setTimeout(flush, 100);
 };
 
 const PHASES = ['queued', 'checkout', 'stage', 'run', 'collect', 'clean'];
@@ -298,7 +308,7 @@ if (named) {
   hear('/events/' + named[1] + '/' + named[2], {
     open() {
       PRE.replaceChildren();
-      Object.assign(output, { node: PRE, letters: 0, said: false });
+      Object.assign(output, { node: PRE, letters: 0, said: false, pending: [] });
     },
     job(now) {
       last = now;
@@ -317,6 +327,7 @@ if (named) {
         write('stdout', last.result.stdout.text);
         write('stderr', last.result.stderr.text);
       }
+      flush();
       root.dataset.state = 'over';
     },
   });
