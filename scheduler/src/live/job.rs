@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use egress::Egress;
 use pool::{Event, GenerationId, JobRef, Story, story};
 use serde::{Deserialize, Serialize};
 use worker::{ErrorReport, JobResult, Text};
@@ -14,6 +15,7 @@ use crate::{board::RunningJob, key::JobKey, store::JobState};
 const OUTPUT: usize = 64 * 1024;
 const ARTIFACTS: usize = 200;
 const NOTES: usize = 20;
+const CONNECTIONS: usize = 100;
 const LINES: usize = 40;
 const REASON: usize = 600;
 const PATH: usize = 400;
@@ -110,6 +112,7 @@ pub(super) fn tame(result: JobResult) -> JobResult {
     let error =
         result.error.as_ref().map(|it| ErrorReport::new(line(&it.what), line(&it.why), line(&it.what_to_do)));
     JobResult {
+        egress: result.egress.map(reached),
         id: line(&result.id),
         tenant: line(&result.tenant),
         image: result.image.as_ref().map(path),
@@ -121,6 +124,17 @@ pub(super) fn tame(result: JobResult) -> JobResult {
         skipped,
         ..result
     }
+}
+
+/// Which hosts a job asks for is its own choice of letters.
+fn reached(mut egress: Egress) -> Egress {
+    egress.connections.truncate(CONNECTIONS);
+    for it in &mut egress.connections {
+        (it.via, it.to) = (text::line(&it.via, PATH), text::line(&it.to, PATH));
+        it.address = it.address.as_ref().map(|address| text::line(address, PATH));
+        it.why = it.why.as_ref().map(|why| text::line(why, REASON));
+    }
+    egress
 }
 
 /// What was no UTF-8 is shown all the same.
@@ -135,6 +149,7 @@ fn shown(stream: Text) -> Text {
 
 #[cfg(test)]
 mod tests {
+    use egress::Connection;
     use pool::{Ended, Id, Tier};
     use worker::{Artifact, Outcome};
 
@@ -181,6 +196,20 @@ mod tests {
             truncated: false,
         };
         result.stderr = Text { text: "e".repeat(OUTPUT + 1), bytes: OUTPUT as u64 + 1, ..Text::default() };
+        let evil = || "\u{1b}<b>\u{202e}".repeat(PATH);
+        let connection = Connection {
+            via: evil(),
+            to: evil(),
+            address: Some(evil()),
+            sent: 1,
+            received: 2,
+            open_us: 3,
+            ended: egress::Ended::Refused,
+            reason: Some(egress::Reason::Name),
+            why: Some(evil()),
+        };
+        let connections = vec![connection; CONNECTIONS * 2];
+        result.egress = Some(Egress { refused: 200, connections, ..Egress::default() });
         let artifact = Artifact { path: "/job/\u{202e}x".into(), size: 1, sha256: "0".into() };
         result.artifacts = vec![artifact; ARTIFACTS * 2];
         let tamed = tame(result);
@@ -188,5 +217,11 @@ mod tests {
         assert_eq!((tamed.stderr.text.len(), tamed.stderr.truncated), (OUTPUT, true));
         assert_eq!((tamed.artifacts.len(), tamed.artifacts[0].path.as_str()), (ARTIFACTS, "/job/\\u{202e}x"));
         assert_eq!(tamed.error.unwrap().why, "x^Jy");
+        let egress = tamed.egress.unwrap();
+        assert_eq!((egress.refused, egress.connections.len()), (200, CONNECTIONS));
+        let Connection { via, to, address, why, .. } = egress.connections[0].clone();
+        for text in [via, to, address.unwrap(), why.unwrap()] {
+            assert!(text.starts_with("^[<b>\\u{202e}^[<b>") && text.ends_with('…'), "{text}");
+        }
     }
 }

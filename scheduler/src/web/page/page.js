@@ -242,6 +242,23 @@ const artifacts = (job, result) => card('Artifacts', result.artifacts.length ? n
     : none('it left none'),
   result.skipped.map(file => el('div', { class: 'item' }, el('span', { class: 'mono' }, file.path), el('div', { class: 'why' }, file.reason))));
 
+const ENDED = { closed: 'done', failed: 'broken off', refused: 'refused', job_ended: 'open to the job’s end' };
+const reached = egress => {
+  const reasons = Object.entries(egress.reasons || {}), asked = egress.made + egress.refused;
+  return card('Reached outside', number(egress.made) + ' made, ' + number(egress.refused) + ' refused', '',
+    el('div', { class: 'item' }, pairs([['sent', bytes(egress.sent)], ['received', bytes(egress.received)],
+      ['refused', reasons.map(([reason, times]) => reason + ' ' + number(times)).join(', ')]])),
+    egress.connections.map(it => el('div', { class: 'item' },
+      el('div', { class: 'head' }, el('span', { class: 'mono', title: it.to },
+        el('span', { class: 'dot e-' + it.ended }), it.to),
+      el('span', {}, ENDED[it.ended] + (it.reason ? ' · ' + it.reason : ''))),
+      it.address ? el('div', { class: 'why' }, it.via + ' to ' + it.address + ' · ' + bytes(it.sent) + ' sent, '
+        + bytes(it.received) + ' received · ' + time(it.open_us)) : null,
+      it.why ? el('div', { class: 'why' }, (it.address ? '' : it.via + ' · ') + it.why) : null)),
+    asked > egress.connections.length ? none('and ' + number(asked - egress.connections.length) + ' more') : null,
+    asked ? null : none('it asked for nothing'));
+};
+
 const STORY = {
   clean: 'found clean', consumed: 'given to this job, and to no other', destroyed: 'destroyed', reverted: 'reverted: this life is over',
   quarantined: 'could not be ended, and is set aside', crashed: 'ended by a crash of its host process',
@@ -277,7 +294,7 @@ const oneJob = (key, now) => {
     el('div', { class: 'grid' },
       card('Timeline', '', 'w6', timeline(now)),
       el('div', { class: 'stack w4' }, card('Output', 'as text: ^[ and its like are control characters', '', PRE),
-        result ? artifacts(key, result) : null),
+        result && result.egress ? reached(result.egress) : null, result ? artifacts(key, result) : null),
       el('div', { class: 'stack w2' }, result ? outcome(result) : null, story(now))));
 };
 

@@ -41,7 +41,8 @@ impl Seen {
     }
 
     fn waits_for_text(&mut self, text: &str) {
-        self.wait(&format!("document.body.innerText.includes({})", json!(text)));
+        // Not as it is laid out: of a long output, that takes long.
+        self.wait(&format!("document.querySelector('main').textContent.includes({})", json!(text)));
     }
 
     fn text(&mut self) -> String {
@@ -108,7 +109,7 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
 #[test]
 fn what_a_hostile_job_writes_is_text_and_nothing_else() {
     let test = "service::live::page::what_a_hostile_job_writes_is_text_and_nothing_else";
-    let Some(cluster) = begin(test, "") else { return };
+    let Some(cluster) = begin(test, "allow = ['good.test:*']\n") else { return };
     let mut seen = Seen::new(&cluster, "");
     let producer = cluster.producer(ReplyBy::Nothing);
     // Markup, escapes of a terminal, letters that turn others around, a line of a mebibyte, and what is no text at all.
@@ -116,14 +117,21 @@ fn what_a_hostile_job_writes_is_text_and_nothing_else() {
                 printf '\\033]0;owned\\007\\033[2J\\033[31mred\\n'; printf 'data: x\\n\\nevent: end\\ndata: 1\\n\\n'; \
                 printf 'a\\342\\200\\256b\\377\\376\\302\\n'; \
                 head -c 1048576 /dev/zero | tr '\\0' x; printf '\\n</script>END-OF-IT\\n'; \
-                echo '<b>kept</b>' >'/job/<img src=x onerror=owned=1>'";
-    let more =
-        json!({ "artifacts": ["/job/**"], "meta": { "<script>": "</script><script>owned=1</script>" } });
+                echo '<b>kept</b>' >'/job/<img src=x onerror=owned=1>'; \
+                p=${http_proxy#http://}; p=${p%/}; \
+                ask() { printf \"$1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n\" | timeout 10 nc ${p%:*} ${p#*:} >/dev/null; }; \
+                ask 'CONNECT x&lt;b&gt;onerror=owned=1:80'; ask 'GET /\"onerror=\"owned=1'; echo ASKED";
+    let more = json!({
+        "allow": ["good.test:80"],
+        "artifacts": ["/job/**"],
+        "meta": { "<script>": "</script><script>owned=1</script>" },
+    });
     let job = script(&format!("{evil}; sleep 1000"), &more);
     drop(cluster.send(&producer, "evil", job));
     seen.open(&format!("/job/{}", cluster.key("evil")));
     // While it runs.
     seen.waits_for_text("</script>END-OF-IT");
+    seen.waits_for_text("ASKED");
     let of_page = |seen: &mut Seen| {
         let held = seen.browser.evaluate(
             "({ owned: window.owned === undefined, scripts: document.scripts.length, images: document.images.length, \
@@ -149,6 +157,17 @@ fn what_a_hostile_job_writes_is_text_and_nothing_else() {
     seen.open(&format!("/job/{}", cluster.key("evil")));
     seen.wait("document.documentElement.dataset.state === 'over'");
     seen.waits_for_text("/job/<img src=x onerror=owned=1>");
+    // The hosts that it asked for, which no rule knows and no server could have.
+    seen.waits_for_text("0 made, 2 refused");
+    seen.waits_for_text("x&lt;b&gt;onerror=owned=1:80");
+    seen.waits_for_text(r#"/\"onerror=\"owned=1"#);
+    // What no request can hold, and a result that somebody else wrote could.
+    let forged = "main.append(reached({ made: 0, refused: 1, reasons: { '<b>name</b>': 1 }, sent: 0, received: 0, connections: \
+                  [{ via: '<img src=x onerror=owned=1>', to: '<script>owned=1</script>', address: '<i>', sent: 1, received: 1, \
+                     open_us: 1, ended: 'refused', reason: 'name', why: '</div><img src=x onerror=owned=1>' }] })) === undefined";
+    assert_eq!(seen.browser.evaluate(forged).unwrap(), true);
+    seen.waits_for_text("<script>owned=1</script>");
+    seen.waits_for_text("</div><img src=x onerror=owned=1>");
     let held = of_page(&mut seen);
     assert_eq!(
         (&held["owned"], &held["scripts"], &held["images"]),
