@@ -256,13 +256,17 @@ async fn tell_of_rest(service: Arc<Service<AmqpQueue>>) {
     loop {
         let now = changes.borrow_and_update().clone();
         for resting in service.resting().iter().filter(|resting| !before.contains(&resting.tier)) {
+            let until =
+                if resting.is_refused() { "a selftest finds that it holds" } else { "a sandbox can be made" };
             remark(&format!(
-                "tier {} rests: its jobs are left to other hosts until a sandbox can be made; {}",
-                resting.tier, resting.why
+                "tier {} {}: its jobs are left to other hosts until {until}; {}",
+                resting.tier,
+                resting.state(),
+                resting.why
             ));
         }
         for tier in before.iter().filter(|tier| !now.contains(tier)) {
-            remark(&format!("tier {tier} is offered again: a sandbox could be made"));
+            remark(&format!("tier {tier} is offered again"));
         }
         before = now;
         if changes.changed().await.is_err() {

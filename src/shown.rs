@@ -55,6 +55,7 @@ pub(crate) fn of_service(config: &Config, tiers: &[Tier], max_sandboxes: usize) 
         kept: kept.map(|keep| (keep.tier, name_of(&keep.image))).collect(),
         max_sandboxes,
         acceptable_wait: config.metrics.acceptable_wait,
+        selftest_every: config.selftest.every,
     }))
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn of_batch(max_sandboxes: usize) -> Arc<Metrics> {
         kept: Vec::new(),
         max_sandboxes,
         acceptable_wait: Duration::MAX,
+        selftest_every: None,
     }))
 }
 

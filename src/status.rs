@@ -102,6 +102,12 @@ pub(crate) fn lane_text(lane: &LaneStatus) -> String {
 pub(crate) fn resting_text(resting: &Resting) -> String {
     let Resting { tier, why, rests_us, tries, again_us } = resting;
     let seconds = |us: &u64| us.div_ceil(1_000_000);
+    if resting.is_refused() {
+        return format!(
+            "refused  {tier} for {} s, until a selftest finds that it holds: {why}",
+            seconds(rests_us)
+        );
+    }
     format!(
         "resting  {tier} for {} s, after {tries} tries; the next in {} s: {why}",
         seconds(rests_us),

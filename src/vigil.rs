@@ -3,10 +3,14 @@
 //! It is a process of its own, this very program, so that nothing of an attack is in the one that has the jobs; what it finds
 //! decides which tiers are refused. A run that gives no report changes nothing and is said.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use pool::Tier;
-use scheduler::{AmqpQueue, Service, config::SelftestPart, metrics::Metrics};
+use scheduler::{AmqpQueue, Service, Tested, config::SelftestPart, metrics::Metrics};
 use selftest::{Report, TierReport, Verdict};
 use tokio::{
     process::Command,
@@ -50,8 +54,8 @@ impl Vigil {
     pub(crate) async fn look(&self, service: &Service<AmqpQueue>) {
         let report = match timeout(PATIENCE, self.ask()).await {
             Ok(Ok(report)) => report,
-            Ok(Err(why)) => return remark(&format!("the selftest gave no report: {why}")),
-            Err(_) => return remark(&format!("the selftest gave no report within {PATIENCE:?}")),
+            Ok(Err(why)) => return self.heard_nothing(service, &format!(": {why}")),
+            Err(_) => return self.heard_nothing(service, &format!(" within {PATIENCE:?}")),
         };
         for found in &report.tiers {
             let Ok(tier) = found.tier.parse::<Tier>() else { continue };
@@ -60,8 +64,22 @@ impl Vigil {
                     Verdict::ALL.iter().map(|verdict| (verdict.name(), found.count(*verdict))).collect();
                 metrics.selftest(tier, &counts);
             }
-            remark(&format!("selftest: {}", selftest::sum(found)));
-            service.refuse(tier, refusal(found));
+            let (said, refused) = (selftest::sum(found), refusal(found));
+            remark(&format!("selftest: {said}"));
+            service.tested(Tested { tier, at_ms: now(), said, holds: refused.is_none() });
+            service.refuse(tier, refused);
+        }
+    }
+
+    /// It was asked and is not known.
+    fn heard_nothing(&self, service: &Service<AmqpQueue>, why: &str) {
+        let said = format!("the selftest gave no report{why}");
+        remark(&said);
+        if let Some(metrics) = &self.metrics {
+            metrics.selftest_gave_no_report();
+        }
+        for tier in &self.tiers {
+            service.tested(Tested { tier: *tier, at_ms: now(), said: said.clone(), holds: false });
         }
     }
 
@@ -82,6 +100,10 @@ impl Vigil {
             format!("{}: {}", output.status, said.trim().lines().last().unwrap_or_default())
         })
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// Why a tier is not to be used, if anything of it is open or says nothing.

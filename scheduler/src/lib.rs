@@ -66,4 +66,4 @@ pub use service::{Service, Shown};
 pub use stop::{Stage, Stop, Stopper, stop};
 pub use store::{Attempt, Begun, Cancelling, Ended, Finished, JobState, Store, StoreError, redis};
 pub use tally::{PhaseTimes, Tally, shown};
-pub use ward::Resting;
+pub use ward::{Resting, Tested};

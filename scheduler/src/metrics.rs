@@ -56,6 +56,8 @@ pub struct Known {
     pub max_sandboxes: usize,
     /// The longest that a job should wait.
     pub acceptable_wait: Duration,
+    /// How long after one selftest the next begins.
+    pub selftest_every: Option<Duration>,
 }
 
 /// The numbers of one process.
@@ -77,7 +79,8 @@ impl Metrics {
     #[must_use]
     pub fn new(known: Known) -> Self {
         let (families, registry) = Families::new();
-        let Known { verb, version, tenants, tiers, kept, max_sandboxes, acceptable_wait } = known;
+        let Known { verb, version, tenants, tiers, kept, max_sandboxes, acceptable_wait, selftest_every } =
+            known;
         let mut tenants: BTreeSet<String> = tenants.into_iter().collect();
         tenants.insert(OTHER.to_owned());
         let metrics = Self {
@@ -95,6 +98,8 @@ impl Metrics {
         own.build_info.with_label_values(&[version, verb]).set(1.0);
         own.start_time.with_label_values(&[] as &[&str]).set(unix_time());
         own.pool_max.with_label_values(&[] as &[&str]).set(max_sandboxes as f64);
+        let every = selftest_every.unwrap_or_default();
+        own.selftest_interval.with_label_values(&[] as &[&str]).set(every.as_secs_f64());
         for tier in &metrics.tiers {
             own.tier_offered.with_label_values(&[tier.name()]).set(1.0);
         }
@@ -119,6 +124,12 @@ impl Metrics {
             self.families.selftest_probes.with_label_values(&[tier.name(), *verdict]).set(*probes as f64);
         }
         self.families.selftest_last_run.with_label_values(&[] as &[&str]).set(unix_time());
+        self.families.selftest_silent.with_label_values(&[] as &[&str]).set(0.0);
+    }
+
+    /// A selftest gave no report.
+    pub fn selftest_gave_no_report(&self) {
+        self.families.selftest_silent.with_label_values(&[] as &[&str]).set(1.0);
     }
 
     /// So many spans were sent to the collector, or dropped.

@@ -24,7 +24,7 @@ use crate::{
     stop::{Stop, Stopper},
     store::redis::{HostFacts, RedisStore},
     traces::{Traced, Traces},
-    ward::Resting,
+    ward::{Resting, Tested},
     web::{Place, Web},
 };
 
@@ -146,6 +146,11 @@ impl<Q: Queue> Service<Q> {
     /// Takes no job of a tier any more, as a selftest found it exposed; `None`: takes them again.
     pub fn refuse(&self, tier: Tier, why: Option<String>) {
         self.engine.refuse(tier, why);
+    }
+
+    /// Shows from now on what a selftest said of a tier.
+    pub fn tested(&self, what: Tested) {
+        self.engine.tested(what);
     }
 
     /// Which they are, now and after each change.

@@ -33,11 +33,39 @@ pub struct Resting {
     pub again_us: u64,
 }
 
+impl Resting {
+    /// Whether a selftest keeps it from its jobs, and not that no sandbox can be made.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.tries == 0
+    }
+
+    /// What is the matter with it.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        if self.is_refused() { "is refused" } else { "rests" }
+    }
+}
+
+/// What the last selftest said of a tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tested {
+    /// Which.
+    pub tier: Tier,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// In a line.
+    pub said: String,
+    /// Whether nothing was found open, and the whole was seen.
+    pub holds: bool,
+}
+
 /// The tiers that rest.
 #[derive(Debug, Default)]
 pub(crate) struct Ward {
     beds: Mutex<Vec<Bed>>,
     refused: Mutex<Vec<Refused>>,
+    tested: Mutex<Vec<Tested>>,
     /// One look at a tier at a time.
     pub(crate) looking: tokio::sync::Mutex<()>,
     /// Changes with each tier that rests or does not any more.
@@ -88,6 +116,18 @@ impl Ward {
             self.refusals().push(Refused { tier, why, since: Instant::now() });
         }
         self.tell(&beds);
+    }
+
+    /// What a selftest said of a tier.
+    pub(crate) fn tested(&self, what: Tested) {
+        let mut all = self.tested.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|earlier| earlier.tier != what.tier);
+        all.push(what);
+    }
+
+    /// What the last one said of each.
+    pub(crate) fn tests(&self) -> Vec<Tested> {
+        self.tested.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The tiers that rest, now and after each change.
@@ -186,6 +226,7 @@ mod tests {
         ward.recovered(Tier::Docker);
         assert!(ward.rests(Tier::Docker) && !ward.rests(Tier::Chroot));
         assert_eq!(ward.all()[0].why, "F01 is exposed");
+        assert_eq!((ward.all()[0].is_refused(), ward.all()[0].state()), (true, "is refused"));
         assert!(ward.next().is_none(), "no sandbox is tried for it");
         assert_eq!(*ward.changes().borrow(), [Tier::Docker]);
         ward.refuse(Tier::Docker, None);

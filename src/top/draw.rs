@@ -91,7 +91,9 @@ impl Canvas {
             (&sum(|kind| kind.target), 6),
         ]);
         match &tier.resting {
-            Some(resting) => self.line(Style::Bad, &format!("{numbers}  rests: {}", resting.why)),
+            Some(resting) => {
+                self.line(Style::Bad, &format!("{numbers}  {}: {}", resting.state(), resting.why))
+            }
             None => self.plain(&numbers),
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::sleep_until;
 use worker::{JobResult, Outcome};
 
 use super::{DispatchError, Dispatcher};
-use crate::{queue::Queue, runner::Runner, stop::Stopper, store::Store};
+use crate::{queue::Queue, runner::Runner, stop::Stopper, store::Store, ward::Tested};
 
 impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     /// Whether it is this host, and not the job, that no sandbox could be made. Then its tier rests.
@@ -32,6 +32,17 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
     pub fn refuse(&self, tier: Tier, why: Option<String>) {
         self.ward.refuse(tier, why);
         self.queue.rest(tier, self.ward.rests(tier));
+    }
+
+    /// A selftest said this of a tier.
+    pub fn tested(&self, what: Tested) {
+        self.ward.tested(what);
+    }
+
+    /// What the last one said of each tier.
+    #[must_use]
+    pub fn tests(&self) -> Vec<Tested> {
+        self.ward.tests()
     }
 
     /// Tries tiers that rest, until they do not have to any more.

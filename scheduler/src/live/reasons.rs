@@ -3,7 +3,7 @@
 use pool::KindStatus;
 use worker::Phase;
 
-use crate::{board::RunningJob, control::LaneStatus, metrics::View, queue::Waiting};
+use crate::{board::RunningJob, control::LaneStatus, metrics::View, queue::Waiting, ward::Resting};
 
 /// All that waits, with why.
 pub(crate) fn lanes(view: &View) -> impl Iterator<Item = LaneStatus> + '_ {
@@ -31,8 +31,11 @@ fn of_lane(lane: &Waiting, view: &View) -> String {
         return "no more jobs are started: it is stopping".to_owned();
     }
     if let Some(resting) = view.resting.iter().find(|resting| Some(resting.tier) == lane.tier) {
-        let again = about(resting.again_us);
-        return format!("tier {} rests, the next try in {again}: {}", resting.tier, resting.why);
+        let Resting { tier, why, again_us, .. } = resting;
+        if resting.is_refused() {
+            return format!("tier {tier} is refused here until a selftest finds that it holds: {why}");
+        }
+        return format!("tier {tier} rests, the next try in {}: {why}", about(*again_us));
     }
     if let Some(most) = lane.most.filter(|most| lane.running >= *most) {
         return format!("tenant cap {}/{most}", lane.running);
@@ -88,7 +91,7 @@ mod tests {
     use pool::{Limits, Tier};
 
     use super::*;
-    use crate::{JobKey, ward::Resting};
+    use crate::JobKey;
 
     fn checkout(tier: Tier) -> RunningJob {
         RunningJob {
@@ -148,6 +151,12 @@ mod tests {
         let why = "no KVM".to_owned();
         view.resting = vec![Resting { tier: Tier::Vm, why, rests_us: 1, tries: 2, again_us: 2_000_000 }];
         assert_eq!(of_lane(&lane, &view), "tier vm rests, the next try in 2 s: no KVM");
+        view.resting[0].tries = 0;
+        assert_eq!(
+            of_lane(&lane, &view),
+            "tier vm is refused here until a selftest finds that it holds: no KVM",
+            "no time is told at which nothing is tried"
+        );
         let other = Waiting { tier: Some(Tier::Docker), ..free(&lane) };
         assert!(of_lane(&other, &view).starts_with("all 1 slots"), "another tier does not rest");
         view.stopping = true;

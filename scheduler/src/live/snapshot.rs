@@ -17,7 +17,7 @@ use crate::{
     control::{Identity, LaneStatus},
     key::JobKey,
     metrics::View,
-    ward::Resting,
+    ward::{Resting, Tested},
 };
 
 /// Jobs that are listed.
@@ -89,6 +89,9 @@ pub struct TierNow {
     pub offered: bool,
     /// Why no sandbox of it can be made now.
     pub resting: Option<Resting>,
+    /// What the last selftest said of it.
+    #[serde(default)]
+    pub tested: Option<Tested>,
     /// Its kinds, most sandboxes first.
     pub kinds: Vec<KindStatus>,
 }
@@ -162,7 +165,9 @@ fn tiers(view: &View) -> Vec<TierNow> {
         kinds.truncate(KINDS);
         let resting = view.resting.iter().find(|resting| resting.tier == tier);
         let resting = resting.map(|it| Resting { why: text::line(&it.why, REASON), ..it.clone() });
-        TierNow { tier, offered: view.tiers.contains(&tier), resting, kinds }
+        let tested = view.tested.iter().find(|tested| tested.tier == tier);
+        let tested = tested.map(|it| Tested { said: text::line(&it.said, REASON), ..it.clone() });
+        TierNow { tier, offered: view.tiers.contains(&tier), resting, tested, kinds }
     };
     Tier::ALL.into_iter().map(of).collect()
 }
@@ -251,6 +256,7 @@ mod tests {
             waiting: (0..5000).map(waiting).collect(),
             kinds: vec![kind; 5000],
             resting: vec![resting],
+            tested: vec![Tested { tier: Tier::Vm, at_ms: 1, said: evil.clone(), holds: false }],
             tiers: vec![Tier::Vm],
             ..View::default()
         };

@@ -128,9 +128,11 @@ families! {
     pool_waiting: Gauge "pool_waiting_jobs" [Tier, Image] "Jobs that have a slot and wait for a sandbox.";
     pool_max: Gauge "pool_max_sandboxes" [] "Sandboxes that may exist here at once, at most.";
     tier_offered: Gauge "tier_offered" [Tier] "1 if this process runs jobs of the tier.";
-    tier_resting: Gauge "tier_resting" [Tier] "1 while no sandbox of the tier can be made here, and its jobs are left to other hosts.";
+    tier_resting: Gauge "tier_resting" [Tier] "1 while jobs of the tier are left to other hosts: no sandbox of it can be made here, or the last selftest found it exposed.";
     selftest_probes: Gauge "selftest_probes" [Tier, Verdict] "Probes of the last selftest, by what they found. A tier with one that is exposed or void is refused.";
     selftest_last_run: Gauge "selftest_last_run_timestamp_seconds" [] "When the last selftest of this process ended with a report; 0 if none did.";
+    selftest_silent: Gauge "selftest_without_report" [] "1 if the last selftest gave no report: what is known of the tiers is older, or nothing.";
+    selftest_interval: Gauge "selftest_interval_seconds" [] "How long after one selftest the next begins (selftest.every); 0 if none does.";
     creations: Counter "sandbox_creation_attempts_total" [Tier, Making] "Sandboxes that were to be made, by whether they were.";
     creation: Seconds "sandbox_creation_duration_seconds" [Tier] "How long it took to make a sandbox and find it clean.";
     endings: Counter "sandboxes_ended_total" [Tier, Ending] "Sandboxes that are over. One that is quarantined could not be destroyed: it holds its place and is never handed out.";

@@ -92,6 +92,7 @@ fn known() -> Known {
         kept: vec![(Tier::Chroot, "base".into())],
         max_sandboxes: 12,
         acceptable_wait: Duration::from_secs(60),
+        selftest_every: Some(Duration::from_secs(3600)),
     }
 }
 
@@ -121,14 +122,18 @@ async fn every_family_is_moved_by_what_it_counts_and_by_nothing_else() {
         ("mayfly_build_info{verb=\"serve\",version=\"1.2.3\"}", 1.0),
         ("mayfly_start_time_seconds", SOME),
         ("mayfly_pool_max_sandboxes", 12.0),
+        ("mayfly_selftest_interval_seconds", 3600.0),
         ("mayfly_tier_offered{tier=\"chroot\"}", 1.0),
         ("mayfly_tier_offered{tier=\"docker\"}", 1.0),
     ]);
+    metrics.selftest_gave_no_report();
+    watch.moved(&[("mayfly_selftest_without_report", 1.0)]);
     metrics.selftest(Tier::Chroot, &[("blocked", 52), ("exposed", 1)]);
     watch.moved(&[
         ("mayfly_selftest_probes{tier=\"chroot\",verdict=\"blocked\"}", 52.0),
         ("mayfly_selftest_probes{tier=\"chroot\",verdict=\"exposed\"}", 1.0),
         ("mayfly_selftest_last_run_timestamp_seconds", SOME),
+        ("mayfly_selftest_without_report", -1.0),
     ]);
     metrics.spans("dropped", 6);
     watch.moved(&[("mayfly_trace_spans_total{result=\"dropped\"}", 6.0)]);
@@ -391,6 +396,7 @@ fn view() -> View {
         retries: 3,
         kinds: vec![kind("base", 1), kind("base", 3)],
         resting: vec![Resting { tier: Tier::Vm, why: "no KVM".into(), rests_us: 1, tries: 1, again_us: 1 }],
+        tested: Vec::new(),
         tiers: vec![Tier::Chroot, Tier::Vm],
         stopping: false,
         servers: Some(Servers {

@@ -18,7 +18,7 @@ use crate::{
     runner::Runner,
     stop::{Stage, Stop},
     store::{Store, redis},
-    ward::Resting,
+    ward::{Resting, Tested},
 };
 
 const NONE: &[&str] = &[];
@@ -41,6 +41,8 @@ pub struct View {
     pub kinds: Vec<KindStatus>,
     /// Tiers of which no sandbox can be made for now.
     pub resting: Vec<Resting>,
+    /// What the last selftest said of tiers.
+    pub tested: Vec<Tested>,
     /// Tiers of which jobs are run.
     pub tiers: Vec<Tier>,
     /// Whether no more jobs are taken.
@@ -80,6 +82,7 @@ impl View {
             retries: board.retries(),
             kinds,
             resting: engine.resting(),
+            tested: engine.tests(),
             tiers: tiers.to_vec(),
             stopping: stop.stage() != Stage::Running,
             servers: None,
@@ -109,8 +112,8 @@ impl View {
         why.extend(self.trouble());
         let rests = |tier: &Tier| self.resting.iter().find(|resting| resting.tier == *tier);
         if !self.tiers.is_empty() && self.tiers.iter().all(|tier| rests(tier).is_some()) {
-            let tiers =
-                self.tiers.iter().filter_map(rests).map(|it| format!("tier {} rests: {}", it.tier, it.why));
+            let of = |it: &Resting| format!("tier {} {}: {}", it.tier, it.state(), it.why);
+            let tiers = self.tiers.iter().filter_map(rests).map(of);
             why.extend(tiers);
         }
         why

@@ -24,12 +24,13 @@ use crate::harness::{Cluster, Host, Node, eventually, script};
 
 /// Families that nothing moves here: it cannot happen (a reuse), happens only where there is a daemon or a machine, or
 /// would harm others' tests. The unit test of `scheduler/src/metrics/tests.rs` moves them all the same.
-const RARE: [&str; 8] = [
+const RARE: [&str; 9] = [
     "mayfly_broker_blocked",
     "mayfly_docker_runtime_below_floor",
     "mayfly_pool_waiting_jobs",
     "mayfly_reaper_failures_total",
     "mayfly_sandbox_reused_total",
+    "mayfly_selftest_without_report",
     "mayfly_stale_results_refused_total",
     "mayfly_trace_spans_total",
     "mayfly_vm_accelerator",
@@ -51,7 +52,7 @@ impl Shown {
         let here = format!("listen = '127.0.0.1:{port}'\n{more}");
         let change = |config: &str| {
             let config = config.replace("listen = '127.0.0.1:0'", &here);
-            format!("{config}\n[selftest]\nat_start = true\n")
+            format!("{config}\n[selftest]\nat_start = true\nevery = '1h'\n")
         };
         cluster.serve_changed(&mut host, change, |it| it);
         let shown = Self { host, port, families: BTreeSet::new(), moved: BTreeSet::new() };

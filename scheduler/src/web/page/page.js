@@ -74,7 +74,7 @@ const tier = now => {
   const states = ['leased', 'ready', 'making', 'quarantined'].map(name => [name, sum(name)]);
   const kinds = now.kinds.map(kind => short(kind.image) + ' ' + bytes(kind.limits.memory)).join(', ');
   const shown = states.filter(([name, count]) => count || name === 'ready' || name === 'leased');
-  const said = now.resting ? 'rests: ' + now.resting.why
+  const said = now.resting ? (now.resting.tries ? 'rests: ' : 'refused: ') + now.resting.why
     : sum('waiting') ? 'waiting for one: ' + sum('waiting') : kinds;
   return el('div', { class: now.offered ? 'tier' : 'tier off' },
     el('div', { class: 'head' }, el('b', {}, now.tier),
@@ -85,7 +85,10 @@ const tier = now => {
     now.offered ? el('div', { class: 'bar' },
       states.filter(([, count]) => count).map(([name, count]) =>
         el('i', { class: 'k-' + name, grow: count, title: count + ' ' + name }))) : null,
-    now.offered && said ? el('div', { class: 'kinds', title: said }, said) : null);
+    now.offered && said ? el('div', { class: 'kinds', title: said }, said) : null,
+    now.offered && now.tested ? el('div', { class: 'kinds', title: now.tested.said + ', at ' + clock(now.tested.at_ms) },
+      el('span', { class: 'dot ' + (now.tested.holds ? 'k-ready' : 'k-quarantined') }), 'selftest at ' + clock(now.tested.at_ms) + ': '
+        + now.tested.said.replace(now.tier + ': ', '')) : null);
 };
 
 const running = now => card('Running', now.running_in_all > now.running.length
