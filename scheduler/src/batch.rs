@@ -221,7 +221,7 @@ impl<R: Runner> Running<R> {
 
     fn look(&self, sight: &Sight, stop: &Stop) -> Look {
         // What its jobs write is in their results and nowhere before.
-        let form = Form { servers: |_| None, follow: |_, _| None };
+        let form = Form { servers: |_| None, follow: |_, _| None, why: |_, _, _| None };
         Arc::new(Pane::new(&self.engine, form, sight, stop))
     }
 

@@ -305,7 +305,7 @@ impl<Q: Queue, S: Store, R: Runner> Answerer<Q, S, R> {
             },
             Ask::Status => Answer::Status(self.status(&engine, view)),
             Ask::Pool => Answer::Pool { kinds: view.kinds, resting: view.resting },
-            Ask::Job { job } => match job_status(&engine, &key(&job), view).await {
+            Ask::Job { job } => match job_status(&engine, &key(&job), view, &self.look).await {
                 Ok(job) => Answer::Job { job },
                 Err(why) => Answer::Error { why },
             },
@@ -342,10 +342,13 @@ async fn job_status<Q: Queue, S: Store, R: Runner>(
     engine: &Dispatcher<Q, S, R>,
     job: &JobKey,
     view: View,
+    look: &Look,
 ) -> Result<Option<JobStatus>, String> {
     let state = engine.store().state(job).await.map_err(|error| error.to_string())?;
-    let waits = matches!(state, Some(JobState::Waiting { .. }));
-    let waiting_for = waits.then(|| reasons::of_one(&job.tenant, &view));
+    let waiting_for = match state {
+        Some(JobState::Waiting { .. }) => Some(look.waits_for(job).await),
+        _ => None,
+    };
     let running = view.running.into_iter().find(|running| running.job == *job);
     Ok(state.map(|state| JobStatus { job: job.clone(), state, running, waiting_for }))
 }

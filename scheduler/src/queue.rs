@@ -79,6 +79,11 @@ pub trait Queue: Send + Sync + 'static {
         }
         waiting
     }
+
+    /// Jobs that wait because no host offers their tier.
+    fn parked(&self) -> Vec<(Tier, u64)> {
+        Vec::new()
+    }
 }
 
 /// A job that was pulled.

@@ -6,6 +6,7 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
+use futures_util::future::FutureExt;
 use pool::{KindStatus, Tier, Want};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use worker::{Assignment, Cancelled, Company, Discard, Ended, ErrorReport, Progress, Worker, causes};
@@ -16,7 +17,7 @@ use crate::{
     control::Control,
     dispatch::{DispatchError, Dispatcher},
     key::JobKey,
-    live::{Form, Look, Pane, Sight},
+    live::{Form, Look, Pane, Sight, why_it_waits},
     metrics::{Metered, Metrics, Servers},
     policy::Policies,
     queue::{AmqpQueue, Queue},
@@ -202,6 +203,13 @@ impl Service<AmqpQueue> {
                 Some(Servers { broker, counts: queue.counts(), store })
             },
             follow: |engine, job| Some(engine.store().follow(job)),
+            why: |engine, job, most| {
+                let (store, job) = (RedisStore::clone(engine.store()), job.clone());
+                Some(
+                    async move { why_it_waits(&store, &job, most).await.map_err(|error| causes(&error)) }
+                        .boxed(),
+                )
+            },
         };
         Arc::new(Pane::new(&self.engine, form, sight, stop))
     }

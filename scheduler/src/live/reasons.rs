@@ -7,13 +7,21 @@ use crate::{board::RunningJob, control::LaneStatus, metrics::View, queue::Waitin
 
 /// All that waits, with why.
 pub(crate) fn lanes(view: &View) -> impl Iterator<Item = LaneStatus> + '_ {
-    view.waiting.iter().filter(|lane| lane.jobs > 0).map(|lane| LaneStatus {
+    let waiting = view.waiting.iter().filter(|lane| lane.jobs > 0).map(|lane| LaneStatus {
         tenant: lane.tenant.clone(),
         tier: lane.tier,
         high: lane.high,
         jobs: lane.jobs,
         why: of_lane(lane, view),
-    })
+    });
+    let parked = view.parked.iter().filter(|(_, jobs)| *jobs > 0).map(|(tier, jobs)| LaneStatus {
+        tenant: None,
+        tier: Some(*tier),
+        high: false,
+        jobs: *jobs,
+        why: format!("no host offers tier {tier}"),
+    });
+    waiting.chain(parked)
 }
 
 /// Why a tenant's job waits, of which no more is known than that.
@@ -174,9 +182,11 @@ mod tests {
             ..Waiting::default()
         };
         let waiting = vec![lane("acme", 0, None), lane("acme", 2, Some(1)), lane("other", 1, None)];
-        let view = View { slots: 1, waiting, ..View::default() };
-        let told: Vec<_> = lanes(&view).map(|lane| (lane.tenant.unwrap(), lane.jobs)).collect();
-        assert_eq!(told, [("acme".to_owned(), 2), ("other".to_owned(), 1)]);
+        let parked = vec![(Tier::Docker, 0), (Tier::Vm, 5)];
+        let view = View { slots: 1, waiting, parked, ..View::default() };
+        let told: Vec<_> = lanes(&view).map(|lane| (lane.tenant.unwrap_or_default(), lane.jobs)).collect();
+        assert_eq!(told, [("acme".to_owned(), 2), ("other".to_owned(), 1), (String::new(), 5)]);
+        assert_eq!(lanes(&view).last().unwrap().why, "no host offers tier vm");
         assert_eq!(of_one("acme", &view), "tenant cap 1/1");
         assert_eq!(of_one("other", &view), "its turn comes next");
     }

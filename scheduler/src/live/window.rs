@@ -20,7 +20,7 @@ use crate::{
     dispatch::Dispatcher,
     key::JobKey,
     metrics::{Servers, View},
-    queue::Queue,
+    queue::{Queue, Waiting},
     runner::Runner,
     stop::Stop,
     store::{JobState, Store, redis::Follow},
@@ -43,6 +43,9 @@ pub trait Window: Send + Sync {
     /// What is known of a job; `None`: nothing.
     fn job(&self, job: JobKey) -> BoxFuture<'static, Result<Option<JobCard>, String>>;
 
+    /// Why a job waits that has not begun.
+    fn waits_for(&self, job: &JobKey) -> BoxFuture<'static, String>;
+
     /// What a job writes, where that can be followed.
     fn follow(&self, job: &JobKey) -> Option<Follow>;
 }
@@ -54,7 +57,14 @@ pub type Look = Arc<dyn Window>;
 pub(crate) struct Form<Q, S, R> {
     pub(crate) servers: fn(&Dispatcher<Q, S, R>) -> Option<Servers>,
     pub(crate) follow: fn(&Dispatcher<Q, S, R>, &JobKey) -> Option<Follow>,
+    pub(crate) why: AskWhy<Q, S, R>,
 }
+
+/// Why a job waits, where somebody else knows that better than this process.
+type Why = BoxFuture<'static, Result<String, String>>;
+
+/// How that is asked: of which job, and how many of its tenant's may run on each host.
+type AskWhy<Q, S, R> = fn(&Dispatcher<Q, S, R>, &JobKey, Option<u32>) -> Option<Why>;
 
 /// A window on a dispatcher. It does not keep it from its end.
 pub(crate) struct Pane<Q, S, R> {
@@ -119,7 +129,7 @@ impl<Q: Queue, S: Store, R: Runner> Window for Pane<Q, S, R> {
         let (Some(view), Some(engine)) = (self.view(), self.engine.upgrade()) else {
             return async { Err("it has just ended".to_owned()) }.boxed();
         };
-        let data_dir = self.data_dir.clone();
+        let (data_dir, why) = (self.data_dir.clone(), self.waits_for(&job));
         async move {
             let failed = |error: crate::StoreError| text::line(&worker::causes(&error), 300);
             let Some(state) = engine.store().state(&job).await.map_err(failed)? else { return Ok(None) };
@@ -128,8 +138,10 @@ impl<Q: Queue, S: Store, R: Runner> Window for Pane<Q, S, R> {
                 _ => None,
             };
             drop(engine);
-            let waits = matches!(state, JobState::Waiting { .. });
-            let waiting_for = waits.then(|| text::line(&reasons::of_one(&job.tenant, &view), 300));
+            let waiting_for = match state {
+                JobState::Waiting { .. } => Some(text::line(&why.await, 300)),
+                _ => None,
+            };
             let running = view.running.into_iter().find(|it| it.job == job).map(tame_job);
             let of = job.clone();
             // Segments of a month: not on a thread that serves jobs.
@@ -141,6 +153,25 @@ impl<Q: Queue, S: Store, R: Runner> Window for Pane<Q, S, R> {
             };
             let result = result.map(|result| Box::new(tame(result)));
             Ok(Some(JobCard { job, state, running, waiting_for, result, story, story_trouble }))
+        }
+        .boxed()
+    }
+
+    fn waits_for(&self, job: &JobKey) -> BoxFuture<'static, String> {
+        let (Some(view), Some(engine)) = (self.view(), self.engine.upgrade()) else {
+            return async { "it has just ended".to_owned() }.boxed();
+        };
+        if let Some(trouble) = view.trouble().into_iter().next() {
+            return async { trouble }.boxed();
+        }
+        let own = |lane: &&Waiting| lane.tenant.as_ref() == Some(&job.tenant);
+        let most = view.waiting.iter().find(own).and_then(|lane| lane.most);
+        let (asked, here) = ((self.form.why)(&engine, job, most), reasons::of_one(&job.tenant, &view));
+        async move {
+            match asked {
+                Some(asked) => asked.await.unwrap_or(here),
+                None => here,
+            }
         }
         .boxed()
     }

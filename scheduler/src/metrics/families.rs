@@ -91,6 +91,7 @@ families! {
     // Jobs, on their way through this process.
     slots: Gauge "slots" [] "Jobs that this process runs at once, at most.";
     waiting_jobs: Gauge "waiting_jobs" [JobTier, Class] "Jobs that wait, as far as this process knows: those in the broker's queues of the tiers that it offers, or the lines of a batch that have not begun. Hosts that share a broker see the same jobs: take the largest, not the sum.";
+    parked_jobs: Gauge "parked_jobs" [Tier] "Jobs that wait because no live host offers their tier, as this process last saw them with the broker; mayfly_waiting_jobs is without them. Hosts that share a broker see the same jobs: take the largest, not the sum.";
     running_jobs: Gauge "running_jobs" [Tier, Phase] "Jobs that have a slot, by the phase that they are in.";
     pulled_jobs: Counter "pulled_jobs_total" [] "Jobs that were taken from the queue.";
     started_jobs: Counter "started_jobs_total" [Tier] "Starts of jobs, each on a sandbox of its own: one that is tried again on another counts again.";

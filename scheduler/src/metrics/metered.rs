@@ -133,6 +133,10 @@ impl<Q: Queue> Queue for Metered<Q> {
     fn waiting(&self) -> Vec<Waiting> {
         self.inner.waiting()
     }
+
+    fn parked(&self) -> Vec<(Tier, u64)> {
+        self.inner.parked()
+    }
 }
 
 impl<S: Store> Store for Metered<S> {

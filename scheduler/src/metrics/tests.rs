@@ -393,6 +393,7 @@ fn view() -> View {
             jobs: 30,
             ..Waiting::default()
         }],
+        parked: vec![(Tier::Nspawn, 0), (Tier::Vm, 11)],
         retries: 3,
         kinds: vec![kind("base", 1), kind("base", 3)],
         resting: vec![Resting { tier: Tier::Vm, why: "no KVM".into(), rests_us: 1, tries: 1, again_us: 1 }],
@@ -419,6 +420,7 @@ fn view_moves(watch: &mut Watch) {
         ("mayfly_tenant_running_jobs{tenant=\"acme\"}", 1.0),
         ("mayfly_waiting_jobs{class=\"high\",tier=\"chroot\"}", 30.0),
         ("mayfly_tenant_waiting_jobs{tenant=\"acme\"}", 30.0),
+        ("mayfly_parked_jobs{tier=\"vm\"}", 11.0),
         ("mayfly_retried_jobs_total", 3.0),
         // Two kinds of one image are one series.
         (&pool("making"), 12.0),

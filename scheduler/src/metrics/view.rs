@@ -35,6 +35,8 @@ pub struct View {
     pub running: Vec<RunningJob>,
     /// Those that wait.
     pub waiting: Vec<Waiting>,
+    /// Those of them that wait because no host offers their tier.
+    pub parked: Vec<(Tier, u64)>,
     /// How often a job was given another sandbox.
     pub retries: u64,
     /// How the sandboxes stand.
@@ -79,6 +81,7 @@ impl View {
             slots: engine.slots(),
             running,
             waiting: engine.queue().waiting(),
+            parked: engine.queue().parked(),
             retries: board.retries(),
             kinds,
             resting: engine.resting(),
@@ -143,6 +146,8 @@ impl Metrics {
         for tier in Tier::ALL {
             let rests = view.resting.iter().any(|resting| resting.tier == tier);
             own.tier_resting.with_label_values(&[tier.name()]).set(one_if(rests));
+            let parked: u64 = view.parked.iter().filter(|(of, _)| *of == tier).map(|(_, jobs)| jobs).sum();
+            own.parked_jobs.with_label_values(&[tier.name()]).set(parked as f64);
         }
         catch_up(&own.retried_jobs.with_label_values(NONE), view.retries);
         self.show_jobs(view);

@@ -152,7 +152,8 @@ impl AmqpQueue {
         ];
         if let Some(neighbours) = state.neighbours.clone() {
             tasks.push(tokio::spawn(claims::watch(neighbours.clone(), Arc::clone(&state))));
-            let sweeper = Sweeper { neighbours, topology: swept, intake, outlet: Arc::clone(&outlet) };
+            let (outlet, state) = (Arc::clone(&outlet), Arc::clone(&state));
+            let sweeper = Sweeper { neighbours, topology: swept, intake, outlet, state };
             tasks.push(tokio::spawn(sweeper.sweep_forever()));
         }
         Self { state, outlet, asks, tasks }
@@ -245,6 +246,10 @@ impl Queue for AmqpQueue {
 
     fn waiting(&self) -> Vec<Waiting> {
         self.state.waiting()
+    }
+
+    fn parked(&self) -> Vec<(Tier, u64)> {
+        self.state.parked()
     }
 }
 

@@ -138,6 +138,10 @@ impl<Q: Queue> Queue for Traced<Q> {
     fn waiting(&self) -> Vec<Waiting> {
         self.inner.waiting()
     }
+
+    fn parked(&self) -> Vec<(Tier, u64)> {
+        self.inner.parked()
+    }
 }
 
 impl<R: Runner> Runner for Traced<R> {

@@ -34,6 +34,10 @@ impl Window for Still {
         async { Ok(None) }.boxed()
     }
 
+    fn waits_for(&self, _: &JobKey) -> BoxFuture<'static, String> {
+        async { String::new() }.boxed()
+    }
+
     fn follow(&self, _: &JobKey) -> Option<Follow> {
         None
     }

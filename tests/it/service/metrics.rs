@@ -52,6 +52,7 @@ impl Shown {
         let here = format!("listen = '127.0.0.1:{port}'\n{more}");
         let change = |config: &str| {
             let config = config.replace("listen = '127.0.0.1:0'", &here);
+            let config = config.replace("[serve]", "[serve]\ntier_wait = '60s'");
             format!("{config}\n[selftest]\nat_start = true\nevery = '1h'\n")
         };
         cluster.serve_changed(&mut host, change, |it| it);
@@ -251,6 +252,11 @@ fn jobs_wait_and_run(cluster: &Cluster, shown: &mut Shown, tenant: &str) {
         let now = shown.look();
         let back = now.of("mayfly_requeued_jobs_total{reason=\"elsewhere\"}");
         (back == 1.0 && now.of("mayfly_broker_events_total{event=\"moved\"}") == 1.0).then_some(())
+    });
+    eventually("it is known to wait for a host that offers its tier", || {
+        let now = shown.look();
+        assert_eq!(now.of("mayfly_parked_jobs{tier=\"chroot\"}"), 0.0);
+        (now.of("mayfly_parked_jobs{tier=\"nspawn\"}") == 1.0).then_some(())
     });
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(super) swept: watch::Sender<u64>,
     pub(super) health: watch::Sender<Health>,
     pub(super) tally: Tally,
+    /// How many jobs were parked when it was last looked.
+    parked: [AtomicU64; Tier::ALL.len()],
     pub(super) direct: DirectReplies,
 }
 
@@ -110,6 +112,7 @@ impl State {
             swept: watch::Sender::new(0),
             health: watch::Sender::new(Health::default()),
             tally: Tally::default(),
+            parked: Default::default(),
             direct: DirectReplies::new(settings.clone()),
         }
     }
@@ -146,6 +149,17 @@ impl State {
             Way::Unroutable | Way::Returned => None,
         };
         self.lanes.iter().enumerate().filter_map(lane).collect()
+    }
+
+    pub(super) fn parked(&self) -> Vec<(Tier, u64)> {
+        let jobs = self.parked.iter().map(|jobs| jobs.load(Ordering::Relaxed));
+        Tier::ALL.into_iter().zip(jobs).collect()
+    }
+
+    pub(super) fn set_parked(&self, tier: Tier, jobs: u64) {
+        for (_, number) in Tier::ALL.iter().zip(&self.parked).filter(|(it, _)| **it == tier) {
+            number.store(jobs, Ordering::Relaxed);
+        }
     }
 
     /// Whether the lanes of a tier are left to others.

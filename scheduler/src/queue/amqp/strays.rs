@@ -29,6 +29,7 @@ use super::{
     delivery::AmqpDelivery,
     intake::{self, Intake},
     outlet::{Outgoing, Outlet, Went},
+    state::State,
 };
 use crate::{
     broker::{
@@ -59,6 +60,7 @@ pub(super) struct Sweeper {
     pub(super) topology: Topology,
     pub(super) intake: Arc<Link<Intake>>,
     pub(super) outlet: Arc<Link<Outlet>>,
+    pub(super) state: Arc<State>,
 }
 
 /// Both connections, as they are now.
@@ -76,6 +78,19 @@ impl Sweeper {
             sleep(round).await;
             if let Err(error) = self.sweep(round).await {
                 tracing::warn!(error = %causes(&*error), "jobs of tiers that nobody offers cannot be looked after");
+            }
+            self.count().await;
+        }
+    }
+
+    /// Sees how many are parked, whosever turn it was. Where the broker is away it is said otherwise.
+    async fn count(&self) {
+        let Some(intake) = self.intake.now() else { return };
+        for tier in Tier::ALL {
+            let queue = parked_queue(tier);
+            let depth = depth(&intake.parts.looking, &queue);
+            if let Ok(jobs) = intake.connected.in_time("counting jobs that nobody runs", depth).await {
+                self.state.set_parked(tier, jobs);
             }
         }
     }

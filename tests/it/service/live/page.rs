@@ -23,7 +23,12 @@ impl Seen {
     fn new(cluster: &Cluster, more: &str) -> Self {
         let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
         let here = format!("listen = '127.0.0.1:{port}'\n{more}");
-        cluster.serve_changed(&mut host, |config| config.replace("listen = '127.0.0.1:0'", &here), |it| it);
+        let change = |config: &str| {
+            // It is looked ten times in that time for jobs that no host can run.
+            let config = config.replace("[serve]", "[serve]\ntier_wait = '60s'");
+            config.replace("listen = '127.0.0.1:0'", &here)
+        };
+        cluster.serve_changed(&mut host, change, |it| it);
         eventually("it is ready", || {
             servers::get(port, "/readyz", "").is_ok_and(|(status, _)| status == 200).then_some(())
         });
@@ -69,7 +74,7 @@ fn begin(test: &str, tenants: &str) -> Option<Cluster> {
 fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
     let test = "service::live::page::what_runs_and_waits_and_ended_is_seen_as_it_happens";
     let Some(cluster) = begin(test, "max_running = 2\n") else { return };
-    let mut seen = Seen::new(&cluster, "");
+    let mut seen = Seen::new(&cluster, "[selftest]\nat_start = true\n");
     seen.open("/");
     seen.wait("document.documentElement.dataset.state === 'live'");
     seen.waits_for_text("nothing runs");
@@ -78,6 +83,22 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
     seen.waits_for_text("exit code 7");
     let ids = send_many(&cluster, 0, 5, "sleep 1000");
     seen.waits_for_text("tenant cap 2/2");
+    // A job's own reason is that of its tier, and not what its tenant's other jobs wait for.
+    let job = seen.host.node.write("vm.json", script("true", &json!({ "id": "for-vm", "tier": "vm" })));
+    cluster.mayfly(&seen.host.node, ["submit", &job, "--tenant", &cluster.tenant]).finish().code(0);
+    seen.open(&format!("/job/{}", cluster.key("for-vm")));
+    seen.waits_for_text("no host offers tier vm");
+    assert!(!seen.text().contains("tenant cap"), "{}", seen.text());
+    cluster
+        .mayfly(&seen.host.node, ["status", &cluster.key("for-vm")])
+        .finish()
+        .code(0)
+        .prints(&["waits: no host offers tier vm"]);
+    seen.open("/");
+    seen.waits_for_text("no host offers tier vm");
+    seen.waits_for_text("jobs on vm");
+    seen.waits_for_text("selftest at ");
+    assert!(seen.text().contains("; 0 exposed, 0 void"), "{}", seen.text());
     seen.wait("[...document.querySelectorAll('.figure')].some(it => it.innerText.includes('2 of 4'))");
     let text = seen.text();
     for word in
@@ -86,7 +107,9 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
         assert!(text.to_lowercase().contains(&word.to_lowercase()), "no {word}: {text}");
     }
     super::cancel_all(&cluster, &seen.host, &ids);
-    seen.waits_for_text("nothing waits");
+    // A parked job has its end when its time is over: it is noted, and not waited for.
+    cluster.mayfly(&seen.host.node, ["cancel", &cluster.key("for-vm")]).finish().code(0);
+    seen.wait("[...document.querySelectorAll('.figure')].some(it => it.innerText.includes('0 of 4'))");
     // From there to a job's page, as a person goes.
     let link = "[...document.links].find(it => it.pathname.endsWith('/breaks'))";
     seen.wait(&format!("{link} !== undefined"));

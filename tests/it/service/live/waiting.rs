@@ -24,7 +24,10 @@ fn a_job_above_its_tenants_cap_hears_so_and_one_that_no_host_can_run_too() {
     let test =
         "service::live::waiting::a_job_above_its_tenants_cap_hears_so_and_one_that_no_host_can_run_too";
     let Some(cluster) = Cluster::new(test, Version::Debian12, "max_running = 2\n") else { return };
-    let mut host = cluster.host();
+    let mut host = Cluster::idle_host();
+    // It is looked for such jobs ten times in that time.
+    let waits = |config: &str| config.replace("[serve]", "[serve]\ntier_wait = '60s'");
+    cluster.serve_changed(&mut host, waits, |mayfly| mayfly);
     let ids = send_many(&cluster, 0, 5, "sleep 1000");
     let lane = format!("waiting  3 of {} on chroot: tenant cap 2/2", cluster.tenant);
     says(&cluster, &host, None, &[&lane]);
@@ -35,6 +38,11 @@ fn a_job_above_its_tenants_cap_hears_so_and_one_that_no_host_can_run_too() {
     let job = host.node.write("vm.json", script("true", &json!({ "id": "for-vm", "tier": "vm" })));
     cluster.mayfly(&host.node, ["submit", &job, "--tenant", &cluster.tenant]).finish().code(0);
     says(&cluster, &host, Some(&cluster.key("for-vm")), &["waits: no host offers tier vm"]);
+    says(&cluster, &host, None, &["  waiting  1 on vm: no host offers tier vm\n"]);
+    let drawn = cluster.mayfly(&host.node, ["top"]).finish().code(0);
+    let parked =
+        |line: &str| line.starts_with("jobs on vm ") && line.ends_with(" 1       no host offers tier vm");
+    assert!(drawn.text().lines().any(parked), "{}", drawn.text());
     for id in ["noted", "for-vm"] {
         cluster.mayfly(&host.node, ["cancel", &cluster.key(id)]).finish().code(0);
     }
