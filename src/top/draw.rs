@@ -5,7 +5,9 @@
 
 use std::fmt::Write;
 
+use pool::{Source, Tier};
 use scheduler::{
+    EndedJob,
     live::{Snapshot, TierNow},
     shown,
 };
@@ -45,6 +47,7 @@ impl Canvas {
         ])));
         lines.extend(now.tiers.iter().filter(|tier| tier.offered).map(|tier| self.tier(tier)));
         self.jobs(now, &mut lines);
+        self.tenants(now, &mut lines);
         self.lately(now, &mut lines);
         lines.truncate(self.height);
         lines
@@ -99,8 +102,7 @@ impl Canvas {
     }
 
     fn jobs(self, now: &Snapshot, lines: &mut Vec<String>) {
-        // On a screen, what waits and what failed is to be seen as well.
-        let most = if self.height == usize::MAX { usize::MAX } else { (self.height / 4).max(3) };
+        let most = self.share(5);
         let job = self.width.saturating_sub(44).clamp(16, 60);
         lines.push(String::new());
         lines.push(self.title(&columns(&[("running", job), ("tier", 8), ("phase", 10), ("time", 12)])));
@@ -128,6 +130,36 @@ impl Canvas {
         }
     }
 
+    fn tenants(self, now: &Snapshot, lines: &mut Vec<String>) {
+        if now.tenants.is_empty() {
+            return;
+        }
+        lines.push(String::new());
+        let titles = [("tenant", 40), ("running", 10), ("waiting", 10), ("ended", 10), ("failed", 0)];
+        lines.push(self.title(&columns(&titles)));
+        let most = self.share(8);
+        for tenant in now.tenants.iter().take(most) {
+            let running = match tenant.most {
+                Some(most) => format!("{}/{most}", tenant.running),
+                None => tenant.running.to_string(),
+            };
+            let [waiting, ended, failed] =
+                [tenant.waiting, tenant.ended, tenant.failed].map(|jobs| jobs.to_string());
+            let name = cell(&tenant.tenant, 38);
+            let cells = [(&name, 40), (&running, 10), (&waiting, 10), (&ended, 10), (&failed, 0)];
+            lines.push(self.plain(&columns(&cells.map(|(text, width)| (text.as_str(), width)))));
+        }
+        let more = now.tenants_in_all.saturating_sub(now.tenants.len().min(most));
+        if more > 0 {
+            lines.push(self.line(Style::Faint, &format!("and {more} more")));
+        }
+    }
+
+    /// Lines of a list. On a screen, what comes after it is to be seen as well.
+    fn share(self, parts: usize) -> usize {
+        if self.height == usize::MAX { usize::MAX } else { (self.height / parts).max(3) }
+    }
+
     fn lately(self, now: &Snapshot, lines: &mut Vec<String>) {
         lines.push(String::new());
         lines.push(self.title(&columns(&[("phase", 12), ("p50", 14), ("p95", 0)])));
@@ -135,14 +167,30 @@ impl Canvas {
             let times = [shown(phase.p50_us), shown(phase.p95_us)];
             lines.push(self.plain(&columns(&[(&phase.phase, 12), (&times[0], 14), (&times[1], 0)])));
         }
+        let name = |job: &EndedJob| cell(&job.job.to_string(), 38);
+        let outcome = |job: &EndedJob| job.outcome.name().replace('_', " ");
         if !now.failures.is_empty() {
             lines.push(String::new());
             lines.push(self.title("last failures"));
         }
-        for job in now.failures.iter().take(8) {
-            let (name, outcome) = (cell(&job.job.to_string(), 38), job.outcome.name().replace('_', " "));
+        for job in now.failures.iter().take(self.share(8).min(8)) {
             let why = job.why.as_deref().unwrap_or_default();
-            lines.push(self.plain(&columns(&[(&name, 40), (&outcome, 15), (why, 0)])));
+            lines.push(self.plain(&columns(&[(&name(job), 40), (&outcome(job), 15), (why, 0)])));
+        }
+        if !now.recent.is_empty() {
+            let titles = [("ended lately", 40), ("how", 15), ("tier", 8), ("sandbox", 9), ("took", 0)];
+            lines.push(String::new());
+            lines.push(self.title(&columns(&titles)));
+        }
+        for job in now.recent.iter().take(self.share(6).min(12)) {
+            let tier = job.tier.map_or("-", Tier::name);
+            let source = job.source.map_or("-", |source| match source {
+                Source::Warm => "warm",
+                Source::Cold => "cold",
+            });
+            let (name, outcome, took) = (name(job), outcome(job), shown(job.took_us));
+            let cells = [(name.as_str(), 40), (&outcome, 15), (tier, 8), (source, 9), (&took, 0)];
+            lines.push(self.plain(&columns(&cells)));
         }
     }
 
@@ -207,7 +255,10 @@ mod tests {
             "running":[{{"job":{job},"tier":"vm","phase":"run","attempt":1,"elapsed_us":5,"waits_for":"{evil}"}}],
             "running_in_all":9,"waiting":[{{"tenant":"{evil}","tier":"vm","high":true,"jobs":3,"why":"{evil}"}}],
             "waiting_in_all":3,"per_second":[0,1,8],"ended":2,"outcomes":[["{evil}",2]],"warm_share":0.5,"retries":0,
-            "phases":[{{"phase":"{evil}","jobs":1,"p50_us":1,"p95_us":2}}],"tenants":[],"tenants_in_all":0,"recent":[],
+            "phases":[{{"phase":"{evil}","jobs":1,"p50_us":1,"p95_us":2}}],
+            "tenants":[{{"tenant":"{evil}","running":1,"most":2,"waiting":3,"ended":4,"failed":5}}],"tenants_in_all":8,
+            "recent":[{{"job":{job},"outcome":"succeeded","tier":"vm","source":"warm","at_ms":0,"queued_us":0,"took_us":0,
+                "why":null}}],
             "failures":[{{"job":{job},"outcome":"failed","tier":null,"source":null,"at_ms":0,"queued_us":0,"took_us":0,
                 "why":"{evil}"}}]}}"#
         );

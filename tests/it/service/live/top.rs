@@ -18,8 +18,19 @@ fn a_terminal_is_drawn_on_and_given_back_and_a_pipe_gets_it_once() {
     let failing = script("exit 9", &json!({ "id": "breaks" }));
     cluster.mayfly(&host.node, ["submit", "--wait"]).stdin(failing).finish().code(9);
     let ids = send_many(&cluster, 0, 2, "sleep 1000");
-    let words =
-        [cluster.key("job-0"), "tenant cap 1/1".to_owned(), cluster.key("breaks"), "exit code 9".to_owned()];
+    let (breaks, tenant) = (cluster.key("breaks"), &cluster.tenant);
+    let words = [
+        "tier    ready  leased  making  quarantined  wanted".to_owned(),
+        cluster.key("job-0"),
+        "tenant cap 1/1".to_owned(),
+        // Of its tenant: one runs and may, one waits, one has ended, and has failed.
+        format!("{tenant:<40}1/1       1         1         1"),
+        "phase       p50           p95".to_owned(),
+        "checkout    ".to_owned(),
+        "exit code 9".to_owned(),
+        // Among what ended lately, not only among the failures.
+        format!("{breaks:<40}failed         chroot  "),
+    ];
     eventually("a pipe gets it once", || {
         let said = cluster.mayfly(&host.node, ["top"]).finish().code(0);
         assert!(!said.text().contains('\x1b'), "{}", said.text());
