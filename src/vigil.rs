@@ -115,9 +115,24 @@ fn refusal(found: &TierReport) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use scheduler::metrics::Known;
     use selftest::Finding;
 
     use super::*;
+
+    #[test]
+    fn every_verdict_is_a_value_of_its_label_and_nothing_else_is() {
+        let text = Metrics::new(Known::default()).text(None);
+        let of_chroot = "mayfly_selftest_probes{tier=\"chroot\",verdict=\"";
+        let shown: BTreeSet<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(of_chroot)?.split_once('"'))
+            .map(|(verdict, _)| verdict)
+            .collect();
+        assert_eq!(shown, Verdict::ALL.map(Verdict::name).into());
+    }
 
     #[test]
     fn a_tier_is_refused_for_what_is_open_and_not_for_what_is_not_verified() {

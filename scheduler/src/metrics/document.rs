@@ -17,7 +17,7 @@ fn page() -> String {
          This page is made of the declarations in `scheduler/src/metrics/families.rs`; a test fails when it is not current\n\
          (`MAYFLY_WRITE_DOCS=1 cargo test -p scheduler document` writes it).\n\n\
          Labels have closed sets of values: never the id of a job or a sandbox. `tenant` is one of the configuration's\n\
-         tenants, or `{OTHER}`; `image` is the name of an image that the pool has, without its digest, at most 64 of them, or `{OTHER}`;\n\
+         tenants, or `{OTHER}`; `image` is the name of an image without its digest: one that `[[pool.keep]]` names, one of 64 others that the pool has, or `{OTHER}`;\n\
          `tier` is `{NO_TIER}` for what never had one. What has at most two labels is there from the start, at 0. Times are in seconds; a\n\
          histogram's are cumulative buckets up to 10 minutes, or 8 hours.\n\n\
          | metric | kind | labels | what it says |\n| --- | --- | --- | --- |\n"

@@ -45,6 +45,29 @@ fn samples(text: &str) -> Samples {
         .collect()
 }
 
+/// A series has exactly the labels of its family, each with a value that it can have.
+fn check_labels(series: &str, metrics: &Metrics) {
+    let name = series.split('{').next().unwrap();
+    let of = |family: &&families::Family| {
+        let rest = name.strip_prefix(family.name);
+        rest.is_some_and(|rest| ["", "_sum", "_count"].contains(&rest))
+    };
+    let family = DECLARED.iter().find(of).expect(name);
+    let labels = series.split_once('{').map_or("", |(_, rest)| rest.strip_suffix('}').unwrap());
+    let labels: BTreeMap<_, _> = labels.split(',').filter_map(|label| label.split_once('=')).collect();
+    assert_eq!(labels.len(), family.labels.len(), "{series}");
+    for label in family.labels {
+        let value = labels.get(label.name()).expect(series).trim_matches('"');
+        let can_be = match label.values() {
+            Values::Closed(values) => values.contains(&value),
+            Values::Tenants => metrics.tenants.contains(value),
+            Values::Images => value == OTHER || ["base", "minimal"].contains(&value),
+            Values::Own => !value.is_empty(),
+        };
+        assert!(can_be, "{series}: {} is never {value}", label.name());
+    }
+}
+
 struct Watch {
     metrics: Arc<Metrics>,
     before: Samples,
@@ -55,6 +78,9 @@ impl Watch {
     /// Exactly these have changed since the last step, by so much.
     fn moved(&mut self, expected: &[(&str, f64)]) {
         let now = samples(&self.metrics.text(None));
+        for series in now.keys() {
+            check_labels(series, &self.metrics);
+        }
         let was = |series: &String| self.before.get(series).copied().unwrap_or_default();
         let gone = self.before.keys().filter(|series| !now.contains_key(*series)).map(|series| (series, 0.0));
         let changes: BTreeMap<String, f64> = now
@@ -373,26 +399,43 @@ fn view() -> View {
         waiting: 9,
         refill_us: 10,
     };
-    let running = RunningJob {
+    let running = |phase| RunningJob {
         job: key(),
         tier: Tier::Chroot,
-        phase: Phase::Run,
+        phase,
         attempt: 1,
         elapsed_us: 1,
         image: "minimal".into(),
         times_us: Vec::new(),
         waits_for: None,
     };
+    let lane = |tenant: &str, high, jobs| Waiting {
+        tenant: Some(tenant.into()),
+        tier: Some(Tier::Chroot),
+        high,
+        jobs,
+        ..Waiting::default()
+    };
+    let counts = Counts {
+        pulled: 100,
+        rings: 101,
+        pulled_nothing: 102,
+        results: 103,
+        results_unrouted: 104,
+        results_cut: 105,
+        replies: 106,
+        replies_refused: 107,
+        replies_lost: 108,
+        dead: 109,
+        dead_refused: 110,
+        moved: 111,
+        requeued: 112,
+        stale: 113,
+    };
     View {
         slots: 4,
-        running: vec![running],
-        waiting: vec![Waiting {
-            tenant: Some("acme".into()),
-            tier: Some(Tier::Chroot),
-            high: true,
-            jobs: 30,
-            ..Waiting::default()
-        }],
+        running: vec![running(Phase::Run), running(Phase::Run), running(Phase::Stage)],
+        waiting: vec![lane("acme", true, 30), lane("stranger", false, 20)],
         parked: vec![(Tier::Nspawn, 0), (Tier::Vm, 11)],
         retries: 3,
         kinds: vec![kind("base", 1), kind("base", 3)],
@@ -402,7 +445,7 @@ fn view() -> View {
         stopping: false,
         servers: Some(Servers {
             broker: Health { intake: link(1), outlet: link(2) },
-            counts: Counts { dead: 5, ..Counts::default() },
+            counts,
             store: redis::Health::Connected,
         }),
     }
@@ -416,10 +459,13 @@ fn view_moves(watch: &mut Watch) {
         |state: &str| format!("mayfly_pool_sandboxes{{image=\"base\",state=\"{state}\",tier=\"chroot\"}}");
     watch.moved(&[
         ("mayfly_slots", 4.0),
-        ("mayfly_running_jobs{phase=\"run\",tier=\"chroot\"}", 1.0),
-        ("mayfly_tenant_running_jobs{tenant=\"acme\"}", 1.0),
+        ("mayfly_running_jobs{phase=\"run\",tier=\"chroot\"}", 2.0),
+        ("mayfly_running_jobs{phase=\"stage\",tier=\"chroot\"}", 1.0),
+        ("mayfly_tenant_running_jobs{tenant=\"acme\"}", 3.0),
         ("mayfly_waiting_jobs{class=\"high\",tier=\"chroot\"}", 30.0),
+        ("mayfly_waiting_jobs{class=\"normal\",tier=\"chroot\"}", 20.0),
         ("mayfly_tenant_waiting_jobs{tenant=\"acme\"}", 30.0),
+        ("mayfly_tenant_waiting_jobs{tenant=\"other\"}", 20.0),
         ("mayfly_parked_jobs{tier=\"vm\"}", 11.0),
         ("mayfly_retried_jobs_total", 3.0),
         // Two kinds of one image are one series.
@@ -434,9 +480,27 @@ fn view_moves(watch: &mut Watch) {
         ("mayfly_broker_connected{link=\"outlet\"}", 1.0),
         ("mayfly_broker_connections_total{link=\"intake\"}", 1.0),
         ("mayfly_broker_connections_total{link=\"outlet\"}", 2.0),
-        ("mayfly_broker_events_total{event=\"dead_letter\"}", 5.0),
+        ("mayfly_broker_events_total{event=\"ring\"}", 101.0),
+        ("mayfly_broker_events_total{event=\"pull_empty\"}", 102.0),
+        ("mayfly_broker_events_total{event=\"result\"}", 103.0),
+        ("mayfly_broker_events_total{event=\"result_unrouted\"}", 104.0),
+        ("mayfly_broker_events_total{event=\"result_cut\"}", 105.0),
+        ("mayfly_broker_events_total{event=\"reply\"}", 106.0),
+        ("mayfly_broker_events_total{event=\"reply_refused\"}", 107.0),
+        ("mayfly_broker_events_total{event=\"reply_lost\"}", 108.0),
+        ("mayfly_broker_events_total{event=\"dead_letter\"}", 109.0),
+        ("mayfly_broker_events_total{event=\"dead_letter_refused\"}", 110.0),
+        ("mayfly_broker_events_total{event=\"moved\"}", 111.0),
+        ("mayfly_broker_events_total{event=\"put_back\"}", 112.0),
+        ("mayfly_broker_events_total{event=\"stale_ack\"}", 113.0),
         ("mayfly_store_connected", 1.0),
     ]);
+    let mut cut = view();
+    cut.servers.as_mut().unwrap().broker.outlet.connected = false;
+    watch.metrics.show(&cut);
+    watch.moved(&[("mayfly_broker_connected{link=\"outlet\"}", -1.0), ("mayfly_ready", -1.0)]);
+    watch.metrics.show(&view());
+    watch.moved(&[("mayfly_broker_connected{link=\"outlet\"}", 1.0), ("mayfly_ready", 1.0)]);
     let mut later = View { stopping: true, ..view() };
     later.servers.as_mut().unwrap().broker.intake.blocked = Some("memory".into());
     watch.metrics.show(&later);
@@ -445,11 +509,12 @@ fn view_moves(watch: &mut Watch) {
         ("mayfly_stopping", 1.0),
         ("mayfly_ready", -1.0),
     ]);
-    let pressure = Pressure { cpu: Some(50.0), memory: Some(25.0), io: None, available: Some(0.75) };
+    let pressure = Pressure { cpu: Some(50.0), memory: Some(25.0), io: Some(12.5), available: Some(0.75) };
     watch.metrics.show_host(pressure);
     watch.moved(&[
         ("mayfly_host_pressure_ratio{resource=\"cpu\"}", 0.5),
         ("mayfly_host_pressure_ratio{resource=\"memory\"}", 0.25),
+        ("mayfly_host_pressure_ratio{resource=\"io\"}", 0.125),
         ("mayfly_host_memory_available_ratio", 0.75),
     ]);
 }

@@ -1,6 +1,6 @@
 //! What is now: looked at when somebody asks, from what the parts know of themselves anyway.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pool::{KindStatus, Pressure, Tier};
 use worker::Phase;
@@ -23,7 +23,7 @@ use crate::{
 
 const NONE: &[&str] = &[];
 
-/// Images that are told apart at most.
+/// Images that are told apart at most, beside those that are always kept ready.
 const IMAGES: usize = 64;
 
 /// What is looked at.
@@ -195,11 +195,14 @@ impl Metrics {
         let own = &self.families;
         let mut by_image: BTreeMap<(&str, Tier), [usize; 6]> =
             self.kept.iter().map(|(tier, image)| ((image.as_str(), *tier), [0; 6])).collect();
+        let kept: BTreeSet<&str> = self.kept.iter().map(|(_, image)| image.as_str()).collect();
+        let mut others = BTreeSet::new();
         for kind in kinds {
             // The digest would make a new series for each build of an image.
             let image = kind.image.split('@').next().unwrap_or_default();
-            let told_apart =
-                by_image.contains_key(&(image, kind.tier)) || by_image.len() < IMAGES * Tier::ALL.len();
+            let told_apart = kept.contains(image)
+                || others.contains(image)
+                || others.len() < IMAGES && others.insert(image);
             let sums = by_image.entry((if told_apart { image } else { OTHER }, kind.tier)).or_default();
             let more = [kind.making, kind.ready, kind.leased, kind.quarantined, kind.target, kind.waiting];
             sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);

@@ -40,6 +40,7 @@ const RARE: [&str; 9] = [
 struct Shown {
     host: Host,
     port: u16,
+    tenant: String,
     /// Families that were seen.
     families: BTreeSet<String>,
     /// Those of them that were seen to be other than zero.
@@ -56,7 +57,8 @@ impl Shown {
             format!("{config}\n[selftest]\nat_start = true\nevery = '1h'\n")
         };
         cluster.serve_changed(&mut host, change, |it| it);
-        let shown = Self { host, port, families: BTreeSet::new(), moved: BTreeSet::new() };
+        let tenant = cluster.tenant.clone();
+        let shown = Self { host, port, tenant, families: BTreeSet::new(), moved: BTreeSet::new() };
         eventually("it is ready", || (shown.get("/readyz")?.0 == 200).then_some(()));
         shown
     }
@@ -71,6 +73,7 @@ impl Shown {
         assert_eq!(status, 200);
         let samples = Samples::read(text);
         for family in samples.families() {
+            samples.check_labels(&family, &self.tenant);
             let of = |(series, value): (&String, &f64)| {
                 let name = series.split('{').next().unwrap_or_default();
                 *value != 0.0
@@ -83,6 +86,20 @@ impl Shown {
         }
         samples
     }
+}
+
+/// What docs/metrics.md says that a label of a family can be; `None`: it does not list them.
+fn documented(family: &str, label: &str) -> Option<BTreeSet<&'static str>> {
+    const PAGE: &str = include_str!("../../../docs/metrics.md");
+    let rows = PAGE.split_once("## Values of labels").unwrap().1.lines();
+    let rows = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+    let of = |row: &Vec<&str>| {
+        row.get(1) == Some(&format!("`{label}`").as_str())
+            && (row[2].contains(&format!("`{family}`")) || row[2].ends_with(" families"))
+    };
+    let values = rows.filter(of).map(|row| row[3].split(' ').map(|value| value.trim_matches('`')));
+    let values: Vec<_> = values.flatten().collect();
+    (!values.is_empty()).then(|| values.into_iter().collect())
 }
 
 /// One look.
@@ -102,6 +119,28 @@ impl Samples {
     fn families(&self) -> Vec<String> {
         let lines = self.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    }
+
+    /// Each value of a label is one that the documentation lists, or the configuration.
+    fn check_labels(&self, family: &str, tenant: &str) {
+        for series in self.numbers.keys() {
+            let Some((name, labels)) = series.split_once('{') else { continue };
+            let is_of = |rest| ["", "_bucket", "_sum", "_count"].contains(&rest);
+            if !name.strip_prefix(family).is_some_and(is_of) {
+                continue;
+            }
+            for (label, value) in labels.trim_end_matches('}').split(',').filter_map(|it| it.split_once('='))
+            {
+                let value = value.trim_matches('"');
+                let known = match label {
+                    "tenant" => [tenant, "other"].contains(&value),
+                    "image" => ["minimal", "base", "other"].contains(&value),
+                    "version" | "verb" | "le" => true,
+                    _ => documented(family, label).is_some_and(|values| values.contains(value)),
+                };
+                assert!(known, "{series}: {label} is never {value}");
+            }
+        }
     }
 
     #[track_caller]

@@ -1,6 +1,6 @@
 //! What a scrape weighs, whatever comes.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use pool::{KindStatus, Tier};
 use worker::JobResult;
@@ -12,16 +12,21 @@ use crate::metrics::{Known, Metrics, View};
 fn what_a_scrape_weighs_is_bounded_however_many_images_and_tenants_come() {
     let metrics = Metrics::new(known());
     let before = metrics.text(Some(&View::default())).lines().count();
-    let kinds =
-        (0..1000).map(|n| KindStatus { image: format!("image-{n}@sha256:0"), ..view().kinds[0].clone() });
+    let of =
+        |n: usize, tier| KindStatus { tier, image: format!("image-{n}@sha256:0"), ..view().kinds[0].clone() };
+    let kinds = (0..1000).flat_map(|n| [of(n, Tier::Chroot), of(n, Tier::Vm)]);
     let kinds = View { kinds: kinds.collect(), ..View::default() };
     for n in 0..1000 {
         metrics.completed(&JobResult { tenant: format!("stranger-{n}"), ..result(1) });
     }
     let text = metrics.text(Some(&kinds));
     let more = text.lines().count() - before;
-    assert!(more <= 6 * 4 * 64 + 6, "{more} lines more");
-    assert!(text.contains("image=\"other\""));
+    // Four states, what is wanted and what waits, on two tiers, of 64 images and all others.
+    assert!(more <= 6 * 2 * (64 + 1), "{more} lines more");
+    let images = text.lines().filter_map(|line| line.split_once("image=\"")?.1.split_once('"'));
+    let images: BTreeSet<_> = images.map(|(image, _)| image).collect();
+    // One that is kept ready is told apart however many there are.
+    assert_eq!((images.len(), images.contains("base"), images.contains("other")), (66, true, true));
 }
 
 /// The bar of the project: 200 tenants and 50 images configured, less than 1 MiB.
