@@ -243,6 +243,38 @@ fn names() -> Vec<String> {
     alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(ToOwned::to_owned).collect()
 }
 
+/// Families that are in no panel and no alert, with why.
+const UNUSED: [(&str, &str); 2] = [
+    ("mayfly_pulled_jobs_total", "the sum of mayfly_tenant_pulled_jobs_total, which is shown"),
+    ("mayfly_started_jobs_total", "the starts that got a sandbox are mayfly_checkouts_total, which is shown"),
+];
+
+#[test]
+fn every_family_of_metrics_is_looked_at_by_a_panel_or_an_alert() {
+    let alerts = read("prometheus/alerts.yml");
+    let rules = alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(ToOwned::to_owned);
+    let queries: Vec<_> = panels("any").into_iter().map(|(_, query)| query).chain(rules).collect();
+    let is_asked = |family: &str| {
+        queries.iter().flat_map(|query| query.split(|it: char| !it.is_ascii_alphanumeric() && it != '_')).any(
+            |word| {
+                let rest = word.strip_prefix(family);
+                rest.is_some_and(|rest| ["", "_bucket", "_sum", "_count"].contains(&rest))
+            },
+        )
+    };
+    let page = read("../docs/metrics.md");
+    let families = page.lines().filter_map(|line| line.strip_prefix("| `mayfly_")?.split_once('`'));
+    let families: Vec<_> = families.map(|(name, _)| format!("mayfly_{name}")).collect();
+    assert!(families.len() > 60, "{}", families.len());
+    for family in &families {
+        let unused = UNUSED.iter().any(|(name, _)| name == family);
+        assert_ne!(is_asked(family), unused, "{family} is asked for by none, or is listed as if it were");
+    }
+    for (name, why) in UNUSED {
+        assert!(families.iter().any(|family| family == name) && !why.is_empty(), "{name} is no family");
+    }
+}
+
 #[test]
 fn rules_and_configuration_pass_prometheus_own_checks_and_each_alert_fires_when_it_should() {
     let test = "service::metrics::dashboards::rules_and_configuration_pass_prometheus_own_checks_and_each_alert_fires_when_it_should";
