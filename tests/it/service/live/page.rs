@@ -50,6 +50,30 @@ impl Seen {
         self.wait(&format!("document.querySelector('main').textContent.includes({})", json!(text)));
     }
 
+    /// The text of the card with this title.
+    fn card(&mut self, title: &str) -> String {
+        let card = format!(
+            "[...document.querySelectorAll('.card')].find(it => it.querySelector('h2')?.firstChild.data === {}).textContent",
+            json!(title)
+        );
+        self.browser.evaluate(&card).unwrap().as_str().unwrap().to_owned()
+    }
+
+    /// All that a selector finds, as text.
+    fn all(&mut self, selector: &str) -> Vec<String> {
+        let all = format!("[...document.querySelectorAll({})].map(it => it.textContent)", json!(selector));
+        serde_json::from_value(self.browser.evaluate(&all).unwrap()).unwrap()
+    }
+
+    /// On a small phone nothing is wider than the screen.
+    fn fits_a_phone(&mut self) {
+        self.browser.look((360, 740), true).unwrap();
+        self.wait("document.querySelector('main .card') !== null");
+        let width = self.browser.evaluate("document.documentElement.scrollWidth").unwrap();
+        assert!(width.as_u64().unwrap() <= 360, "it is {width} wide: {}", self.text());
+        self.browser.look((1280, 900), false).unwrap();
+    }
+
     fn text(&mut self) -> String {
         self.browser.evaluate("document.body.innerText").unwrap().as_str().unwrap().to_owned()
     }
@@ -79,8 +103,14 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
     seen.wait("document.documentElement.dataset.state === 'live'");
     seen.waits_for_text("nothing runs");
     let producer = cluster.producer(ReplyBy::Nothing);
-    drop(cluster.send(&producer, "breaks", script("exit 7", &json!({}))));
+    drop(cluster.send(
+        &producer,
+        "breaks",
+        script("echo x >/job/out; exit 7", &json!({ "artifacts": ["/job/out"] })),
+    ));
     seen.waits_for_text("exit code 7");
+    assert_eq!(seen.all(".spark i").len(), 60);
+    assert_eq!(seen.all(".spark i.some").len(), 1, "one job has ended in the last minute");
     let ids = send_many(&cluster, 0, 5, "sleep 1000");
     seen.waits_for_text("tenant cap 2/2");
     // A job's own reason is that of its tier, and not what its tenant's other jobs wait for.
@@ -100,12 +130,34 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
     seen.waits_for_text("selftest at ");
     assert!(seen.text().contains("; 0 exposed, 0 void"), "{}", seen.text());
     seen.wait("[...document.querySelectorAll('.figure')].some(it => it.innerText.includes('2 of 4'))");
+    assert!(seen.card("Throughput").ends_with(" jobs/s over 10 s"), "{}", seen.card("Throughput"));
+    assert_eq!(seen.card("Outcomes"), "Outcomesfailed1");
+    let own = seen.all("table tr").into_iter().find(|row| row.starts_with(&cluster.tenant));
+    // Running of how many, waiting, ended, failed.
+    assert_eq!(own.unwrap(), format!("{}2/2311", cluster.tenant));
+    let latency = seen.all(".phase");
+    for phase in ["queued", "checkout", "run", "collect"] {
+        let row = latency.iter().find_map(|row| row.strip_prefix(phase)).expect(phase);
+        let (half, most) = row.split_once(" / ").expect(row);
+        let is_time = |text: &str| {
+            let (number, unit) = text.split_once(' ').expect(text);
+            number.parse::<f64>().is_ok_and(|number| number > 0.0) && ["µs", "ms", "s"].contains(&unit)
+        };
+        assert!(is_time(half) && is_time(most), "{phase}: {row}");
+    }
+    seen.fits_a_phone();
     let text = seen.text();
     for word in
         ["chroot", "not offered here", "breaks", "failed", &cluster.tenant, "job-0", "checkout", "READY"]
     {
         assert!(text.to_lowercase().contains(&word.to_lowercase()), "no {word}: {text}");
     }
+    let running = seen.browser.evaluate("document.querySelector('tbody a').pathname").unwrap();
+    seen.open(running.as_str().unwrap());
+    seen.wait("document.documentElement.dataset.state === 'live'");
+    seen.fits_a_phone();
+    assert_eq!(seen.all(".line .on").len(), 1, "the phase that it is in");
+    seen.open("/");
     super::cancel_all(&cluster, &seen.host, &ids);
     // A parked job has its end when its time is over: it is noted, and not waited for.
     cluster.mayfly(&seen.host.node, ["cancel", &cluster.key("for-vm")]).finish().code(0);
@@ -118,14 +170,33 @@ fn what_runs_and_waits_and_ended_is_seen_as_it_happens() {
     seen.wait("document.documentElement.dataset.state === 'over'");
     seen.waits_for_text("given to this job, and to no other");
     seen.waits_for_text("destroyed");
-    // On a phone nothing is wider than the screen.
-    for path in ["/".to_owned(), format!("/job/{}", cluster.key("breaks"))] {
-        seen.open(&path);
-        seen.browser.look((390, 844), true).unwrap();
-        seen.wait("document.querySelector('main .card') !== null");
-        let width = seen.browser.evaluate("document.documentElement.scrollWidth").unwrap();
-        assert!(width.as_u64().unwrap() <= 390, "{path} is {width} wide");
+    let timeline = seen.card("Timeline");
+    for phase in ["queued", "checkout", "run", "collect"] {
+        assert!(timeline.contains(phase), "no {phase}: {timeline}");
     }
+    assert!(seen.all(".line div").len() >= 4);
+    let result = seen.card("Result");
+    for word in [
+        "outcomefailed",
+        "ended byexit code 7",
+        "attempt1",
+        "sandboxchroot, ",
+        "imageminimal",
+        "stdout0 B",
+        "CPU time",
+    ] {
+        assert!(result.contains(word), "no {word}: {result}");
+    }
+    let artifacts = seen.card("Artifacts");
+    let digest = "73cb3858";
+    assert!(artifacts.starts_with(&format!("Artifacts1/job/out2 B{digest}fetch them by ")), "{artifacts}");
+    assert!(
+        artifacts.ends_with(&format!("mayfly result {} --get DIR", cluster.key("breaks"))),
+        "{artifacts}"
+    );
+    seen.fits_a_phone();
+    seen.open("/");
+    seen.fits_a_phone();
     seen.end();
 }
 
@@ -173,6 +244,7 @@ fn what_a_hostile_job_writes_is_text_and_nothing_else() {
     assert!(held["letters"].as_u64().unwrap() < 300_000, "what is kept is bounded: {held}");
     let controls = "[...document.body.innerText].filter(c => /[\\0-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e]/.test(c)).length";
     assert_eq!(seen.browser.evaluate(controls).unwrap(), 0);
+    seen.fits_a_phone();
     cluster.mayfly(&seen.host.node, ["cancel", &cluster.key("evil")]).finish().code(0);
     // And of its result, with nothing that could be followed.
     seen.wait("document.documentElement.dataset.state === 'over'");
@@ -198,6 +270,7 @@ fn what_a_hostile_job_writes_is_text_and_nothing_else() {
         "{held}"
     );
     assert_eq!(seen.browser.evaluate(controls).unwrap(), 0);
+    seen.fits_a_phone();
 
     // What it writes at first is seen as it is: pictures of what a terminal would obey.
     drop(cluster.send(
