@@ -295,8 +295,16 @@ impl<M: Maker> Core<M> {
         match self.maker.make(&kind).await {
             Ok(clean) => self.deliver(&kind, clean, Some(started.elapsed())),
             Err(error) => {
-                tracing::warn!(?kind, ?error, "cannot make a sandbox");
-                let waiter = self.lock().get_mut(&kind).and_then(|shelf| shelf.failed(Instant::now()));
+                let (known, waiter) = match self.lock().get_mut(&kind) {
+                    Some(shelf) => (shelf.is_failing(), shelf.failed(Instant::now())),
+                    None => (false, None),
+                };
+                // Once until one can be made again: it is tried for as long as it is wanted.
+                if known {
+                    tracing::debug!(?kind, ?error, "still cannot make a sandbox");
+                } else {
+                    tracing::warn!(?kind, ?error, "cannot make a sandbox");
+                }
                 if let Some(waiter) = waiter {
                     // If the job went away there is nobody to tell.
                     let _ = waiter.send(Err(error));

@@ -108,6 +108,11 @@ impl<S, W> Shelf<S, W> {
         Made::Give(waiter, sandbox)
     }
 
+    /// Whether the last making failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     /// A making failed: making pauses, longer each time, and who waits longest is told.
     pub(crate) fn failed(&mut self, now: Instant) -> Option<W> {
         self.counts.making -= 1;

@@ -385,9 +385,9 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
                 ended.clean().await;
                 return Err(Requeue::Stopping);
             }
+            let no_sandbox = result.outcome == Outcome::InfraError && never_ran;
             match retry::next(result, idempotent, tried) {
                 Next::Keep => {
-                    let no_sandbox = result.outcome == Outcome::InfraError && never_ran;
                     if no_sandbox && self.is_unable(&assignment.want).await {
                         return Err(Requeue::Unable);
                     }
@@ -401,7 +401,13 @@ impl<Q: Queue, S: Store, R: Runner> Dispatcher<Q, S, R> {
                 }
                 Next::Again(pause) => {
                     self.board.retried();
-                    tracing::warn!(job = %key, tried, outcome = result.outcome.name(), "another sandbox is tried");
+                    let outcome = result.outcome.name();
+                    if no_sandbox {
+                        // Whoever handles it tells it once: the tier that rests, or the job's result.
+                        tracing::info!(job = %key, tried, outcome, "another sandbox is tried");
+                    } else {
+                        tracing::warn!(job = %key, tried, outcome, "another sandbox is tried");
+                    }
                     reached = of_all_tries(reached, ended.clean().await.egress);
                     sleep(pause).await;
                 }

@@ -1,11 +1,14 @@
 //! What a host that serves says on stderr, to people and to programs.
 
+use std::collections::BTreeMap;
+
 use scheduler::broker::ReplyBy;
 use serde_json::{Value, json};
 use servers::{Version, free_port};
 use worker::Outcome;
 
-use crate::harness::{Cluster, Finished, script};
+use super::unable::{break_images, mend_images};
+use crate::harness::{Cluster, Finished, eventually, script};
 
 /// Serves with a collector of traces that is not there, runs a job, and stops.
 fn served(cluster: &Cluster, format: Option<&str>) -> Finished {
@@ -61,6 +64,43 @@ fn programs_read_one_object_a_line() {
     };
     assert_eq!((of("INFO", "serving with"), of("WARN", "spans are left out")), (1, 1), "{lines:?}");
     assert_eq!(of("ERROR", ""), 0, "{lines:?}");
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_is_told_once_however_often_it_is_tried() {
+    let test = "service::logs::a_sandbox_that_cannot_be_made_is_told_once_however_often_it_is_tried";
+    let Some(cluster) = Cluster::new(test, Version::Debian12, "") else { return };
+    let mut host = Cluster::idle_host();
+    cluster.serve(&mut host, |mayfly| mayfly.env("MAYFLY_LOG_FORMAT", "json"));
+    let producer = cluster.producer(ReplyBy::Queue);
+    let first = cluster.send(&producer, "first", script("true", &json!({})));
+    assert_eq!(cluster.answer(first).outcome, Outcome::Succeeded);
+    let images = break_images(&host);
+    let sent: Vec<_> = (0..6)
+        .map(|number| cluster.send(&producer, &format!("job-{number}"), script("true", &json!({}))))
+        .collect();
+    eventually("it was tried three times", || {
+        let said = host.node.mayfly(["status", "--json"]).finish().code(0).json();
+        let ours = said.as_array()?.iter().find(|who| who["pid"] == host.running().pid())?.clone();
+        (ours["resting"][0]["tries"].as_u64()? >= 3).then_some(())
+    });
+    mend_images(&host, &images);
+    for sent in sent {
+        assert_eq!(cluster.answer(sent).outcome, Outcome::Succeeded);
+    }
+    let ended = host.stop().code(0);
+    host.check();
+    let lines = ended.stderr().lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    let lines: Vec<_> = lines.collect();
+    let mut causes = BTreeMap::<&str, usize>::new();
+    for line in lines.iter().filter(|line| ["WARN", "ERROR"].contains(&line["level"].as_str().unwrap())) {
+        *causes.entry(line["message"].as_str().unwrap()).or_default() += 1;
+    }
+    // Whether the pool tries by itself depends on where the jobs were when the images went.
+    causes.entry("cannot make a sandbox").or_insert(1);
+    assert_eq!(causes, [("cannot make a sandbox", 1)].into(), "{lines:#?}");
+    let tells = |line: &&Value| line["message"].as_str().unwrap().starts_with("tier chroot rests: ");
+    assert_eq!(lines.iter().filter(tells).count(), 1, "what becomes of its jobs is told once too");
 }
 
 #[test]
