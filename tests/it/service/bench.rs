@@ -22,7 +22,9 @@ use tokio::task::JoinSet;
 use worker::Outcome;
 
 use super::{
-    flood, send_many,
+    flood,
+    metrics::many,
+    send_many,
     traces::{Collector, Does},
 };
 use crate::harness::{Cluster, HEARD, Host, Node, Tier, eventually, ready, script, submission};
@@ -50,6 +52,10 @@ const JOBS_OF_A_BATCH: usize = 2000;
 const JOBS_OF_A_HOST: usize = 2000;
 /// What metrics may cost, in percent of the jobs a second.
 const METRICS_COST: f64 = 3.0;
+
+/// Looks at the metrics, and how long one may take.
+const SCRAPES: usize = 51;
+const SCRAPE: Duration = Duration::from_millis(50);
 
 /// Producers of a sustained load, and the jobs of each that are under way at once.
 const PRODUCERS: usize = 4;
@@ -402,6 +408,36 @@ fn what_metrics_cost() {
             JOBS_OF_A_BATCH as f64 / began.elapsed().as_secs_f64()
         })
     });
+}
+
+#[test]
+#[ignore = "it measures: scripts/bench-serve"]
+fn how_long_a_scrape_takes() {
+    let Some((broker, mut bars)) = begin("service::bench::how_long_a_scrape_takes") else { return };
+    let cluster = Cluster::over(broker, Redis::start().unwrap(), "");
+    let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
+    let change = |config: &str| {
+        let config = config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'"));
+        format!("{config}\n{}", many(TENANTS, 50))
+    };
+    cluster.serve_changed(&mut host, change, |it| it);
+    // What has happened weighs more than what has not.
+    rate_of_host(&cluster, "scraped", JOBS_OF_A_HOST / PRODUCERS / 4);
+    let mut looks: Vec<_> = (0..SCRAPES)
+        .map(|_| {
+            let began = Instant::now();
+            let (status, text) = get(port, "/metrics", "").unwrap();
+            assert!(status == 200 && text.contains("mayfly_job_execution_duration_seconds_bucket"));
+            (began.elapsed(), text.len())
+        })
+        .collect();
+    looks.sort();
+    let (took, bytes) = looks[SCRAPES / 2];
+    let what = format!("a scrape with {TENANTS} tenants and 50 images, median of {SCRAPES}");
+    bars.figure(&what, &format!("{:.1} ms", ms(took)), "less than 50 ms", took < SCRAPE);
+    bars.figure("its size", &format!("{} KiB", bytes / 1024), "less than 1 MiB", bytes < 1 << 20);
+    host.stop().code(0);
+    host.check();
 }
 
 #[test]

@@ -11,7 +11,6 @@ use std::{
     io::{Read, Write as _},
     net::{Ipv4Addr, TcpListener},
     thread,
-    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -419,38 +418,36 @@ fn a_batch_shows_its_numbers_to_this_host_alone() {
     running.finish().code(130);
 }
 
-/// The bar of the project: 1 MiB and 50 ms. A busy machine may be slow now and then, and is not slow ten times.
+/// Tenants and images that are no others', as a configuration names them.
+pub(super) fn many(tenants: usize, images: usize) -> String {
+    let mut text = String::new();
+    for number in 0..tenants {
+        let _ = writeln!(text, "[tenants.tenant-number-{number}]");
+    }
+    for (number, tier) in (0..images).flat_map(|number| pool::Tier::ALL.map(|tier| (number, tier))) {
+        let _ =
+            writeln!(text, "[[pool.keep]]\ntier = '{tier}'\nimage = 'image-number-{number}'\nidle_count = 1");
+    }
+    text
+}
+
+/// The bar of the project. How long it takes is measured where nothing else runs: `bench.rs`.
 #[test]
-fn a_scrape_with_200_tenants_and_50_images_is_small_and_quick() {
-    let test = "service::metrics::a_scrape_with_200_tenants_and_50_images_is_small_and_quick";
+fn a_scrape_with_200_tenants_and_50_images_is_less_than_a_mebibyte() {
+    let test = "service::metrics::a_scrape_with_200_tenants_and_50_images_is_less_than_a_mebibyte";
     let Some(cluster) = Cluster::new(test, Version::Debian12, "") else { return };
     let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
-    let mut more = String::new();
-    for number in 0..200 {
-        let _ = writeln!(more, "[tenants.tenant-number-{number}]");
-    }
-    for (number, tier) in (0..50).flat_map(|number| pool::Tier::ALL.map(|tier| (number, tier))) {
-        let _ =
-            writeln!(more, "[[pool.keep]]\ntier = '{tier}'\nimage = 'image-number-{number}'\nidle_count = 1");
-    }
     // It is not set up for these tenants, nor are the images there: they are shown all the same.
-    let change =
-        |config: &str| format!("{}\n{more}", config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'")));
+    let change = |config: &str| {
+        let config = config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'"));
+        format!("{config}\n{}", many(200, 50))
+    };
     cluster.serve_changed(&mut host, change, |mayfly| mayfly);
     eventually("it answers", || get(port, "/healthz", "").ok());
-    let mut looks: Vec<_> = (0..10)
-        .map(|_| {
-            let began = Instant::now();
-            let (status, text) = get(port, "/metrics", "").unwrap();
-            assert_eq!(status, 200);
-            (began.elapsed(), text)
-        })
-        .collect();
-    looks.sort_by_key(|(took, _)| *took);
-    let (took, text) = &looks[0];
+    let (status, text) = get(port, "/metrics", "").unwrap();
+    assert_eq!(status, 200);
     assert!(text.contains("tenant=\"tenant-number-199\"") && text.contains("image=\"image-number-49\""));
     assert!(text.len() < 1 << 20, "{} bytes", text.len());
-    assert!(*took < Duration::from_millis(50), "{took:?} at best, for {} bytes", text.len());
     host.stop().code(0);
     host.check();
 }
