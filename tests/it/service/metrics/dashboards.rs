@@ -296,9 +296,15 @@ fn every_alert_has_its_test_and_its_page_of_the_runbook() {
     let (alerts, tests) = (read("prometheus/alerts.yml"), read("prometheus/alerts.test.yml"));
     let runbook = read("../docs/runbook.md");
     for name in names() {
+        // What the operator sets, if he does, and the section: as a whole it can be clicked where alerts are read.
+        let section = format!("docs/runbook.md#{}'\n", name.to_lowercase());
+        let link = format!(
+            "runbook_url: '{{{{ with $externalLabels.runbook_base }}}}{{{{ . }}}}{{{{ end }}}}{section}"
+        );
+        assert!(alerts.contains(&link), "{name} links elsewhere");
         assert!(
-            alerts.contains(&format!("docs/runbook.md#{}\n", name.to_lowercase())),
-            "{name} links elsewhere"
+            tests.contains(&format!("runbook_url: 'https://docs.example.org/mayfly/{section}")),
+            "{name}'s link is not tested with what it begins with"
         );
         assert!(runbook.contains(&format!("\n## {name}\n")), "docs/runbook.md has no section {name}");
         let cases: Vec<_> = tests.split(&format!("alertname: {name}\n")).skip(1).collect();
