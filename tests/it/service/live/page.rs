@@ -1,7 +1,13 @@
 //! The live page, in a real browser: what it shows of work, and that nothing which a job or a tenant wrote is ever more
 //! than text in it.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    thread,
+};
 
 use scheduler::broker::ReplyBy;
 use serde_json::json;
@@ -329,13 +335,22 @@ fn pictures_of_the_page_under_load() {
     fs::create_dir_all(&folder).unwrap();
     let Some(mut cluster) = begin(
         "service::live::page::pictures_of_the_page_under_load",
-        "max_running = 5\nweight = 2\n[tenants.in-house]\nmax_running = 2\n[tenants.night-evals]\n",
+        "max_running = 5\nweight = 2\nallow = ['packages.test:*']\n[tenants.in-house]\nmax_running = 2\n\
+         [tenants.night-evals]\n[network.hosts]\n'packages.test' = '127.0.0.1'\n",
     ) else {
         return;
     };
     (cluster.slots, cluster.tiers) = (8, "['chroot', 'nspawn']");
-    let mut seen = Seen::new(&cluster, "");
+    let mut seen = Seen::new(&cluster, "[selftest]\nat_start = true\n");
     let own = cluster.tenant.clone();
+    let packages = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = packages.local_addr().unwrap().port();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = packages.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 48231\r\nConnection: close\r\n\r\n";
+        let _ = stream.write_all(&[head.as_bytes(), &vec![b'x'; 48231]].concat());
+    });
     let fate = "case $(($1 % 23)) in 3) exit 1;; 7) exit 66;; esac; sleep 0.$(($1 % 7 + 2))";
     for (tenant, jobs) in [(own.as_str(), 160), ("in-house", 60), ("night-evals", 90)] {
         let producer = cluster.producer_of(tenant, ReplyBy::Nothing);
@@ -348,10 +363,15 @@ fn pictures_of_the_page_under_load() {
             drop(cluster.submit(&producer, sent));
         }
     }
+    let reaches = format!(
+        "wget -qO /dev/null http://packages.test:{port}/cases.tar; for host in 169.254.169.254 telemetry.example; do \
+         wget -qO- http://$host/ 2>/dev/null; done; "
+    );
     let story = "echo 'collecting 128 cases'; for n in 1 2 3 4 5 6; do echo \"case $n: passed in 0.$n s\"; sleep 0.3; done; \
                  echo 'case 7: expected 12, got 13' >&2; printf '\\033[31mred\\033[0m <b>not markup</b>\\n'; \
                  mkdir -p /job/out; echo '{}' >/job/out/report.json; head -c 20000 /dev/zero >/job/out/trace.bin; exit 1";
-    let job = script(story, &json!({ "artifacts": ["/job/out"] }));
+    let more = json!({ "artifacts": ["/job/out"], "allow": [format!("packages.test:{port}")] });
+    let job = script(&(reaches + story), &more);
     let mut sent = crate::harness::submission("eval-report", job);
     sent.key = "chroot.high".to_owned();
     drop(cluster.submit(&cluster.producer(ReplyBy::Nothing), sent));
@@ -369,5 +389,6 @@ fn pictures_of_the_page_under_load() {
     seen.wait("document.documentElement.dataset.state === 'over'");
     take(&mut seen, "job.png", (1280, 800), false);
     take(&mut seen, "job-phone.png", (390, 844), true);
+    serving.join().unwrap();
     seen.end();
 }
