@@ -64,7 +64,7 @@ soak: setup ## runs on each tier that must leave nothing, kills of a batch and o
 	@scripts/as-root scripts/with-emulation scripts/soak $(TARGET)/release/mayfly 100 vm
 	@scripts/as-root scripts/with-libvirt scripts/soak $(TARGET)/release/mayfly 100 vm
 	cargo build -p mayfly -p libvirt-engine --features mayfly/failpoints
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --test it --features failpoints -- --ignored --test-threads 2 on_vm_by_libvirt edges::
+	MAYFLY_TIERS_REQUIRED=vm,vm-libvirt CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/scripts/as-root cargo test --test it --features failpoints -- --ignored --test-threads 2 on_vm_by_libvirt edges::
 	@scripts/as-root scripts/bench-batch $(TARGET)/release/mayfly 10000
 	@cargo build --release --bin mayfly --features failpoints --target-dir $(TARGET)/failpoints
 	@scripts/as-root scripts/soak-batch $(TARGET)/failpoints/release/mayfly 50 10000

@@ -52,7 +52,7 @@ pub use reaper::Leftover;
 pub use tier::{Tier, UnknownTier};
 pub use vm::{
     Accel, Accelerator, Engine as VmEngine, Kernel as VmKernel, LibvirtError, LibvirtSettings,
-    Vm as VmSettings, VmError, check_local as check_libvirt_uri,
+    Sharing as VmSharing, Vm as VmSettings, VmError, check_local as check_libvirt_uri,
 };
 pub use witness::{Happening, Nobody, Witness};
 pub use workshop::{MakeError, OpenError as WorkshopOpenError};

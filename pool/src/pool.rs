@@ -66,6 +66,8 @@ pub struct Want {
     pub image: ImageRef,
     /// Within which limits.
     pub limits: Limits,
+    /// Whose it is, where sandboxes of different owners are to share no memory.
+    pub owner: Option<String>,
 }
 
 /// Keeps clean sandboxes and hands each to one job.
@@ -191,6 +193,8 @@ pub(crate) struct Blueprint {
     limits: Limits,
     /// Made for one job, whose limits fit no class.
     measured: bool,
+    /// Whose alone it is, where that makes a difference.
+    owner: Option<String>,
 }
 
 impl Pool {
@@ -342,7 +346,9 @@ impl Pool {
             Shape::Class(limits) => (limits, false),
             Shape::Measured(limits) => (limits, true),
         };
-        Ok(Blueprint { tier: want.tier, image, limits, measured })
+        let owner =
+            want.owner.clone().filter(|_| want.tier == Tier::Vm && self.tiers.vm.keeps_owners_apart());
+        Ok(Blueprint { tier: want.tier, image, limits, measured, owner })
     }
 }
 
@@ -441,7 +447,7 @@ impl Tiers {
             Tier::Chroot => self.chroot.make(image, kind.limits).await,
             Tier::Nspawn => self.nspawn.make(image, kind.limits).await,
             Tier::Docker => self.docker.make(image, kind.limits).await,
-            Tier::Vm => self.vm.make(image, kind.limits).await,
+            Tier::Vm => self.vm.make(image, kind.limits, kind.owner.as_deref()).await,
         }
     }
 }
@@ -492,7 +498,7 @@ fn image_name(image: &Image) -> String {
 
 impl Blueprint {
     fn identity(&self) -> impl Eq + Hash + '_ {
-        (self.tier, image_name(&self.image), self.limits, self.measured)
+        (self.tier, image_name(&self.image), self.limits, self.measured, &self.owner)
     }
 }
 
@@ -500,6 +506,7 @@ impl PartialEq for Blueprint {
     fn eq(&self, other: &Self) -> bool {
         self.tier == other.tier
             && self.limits == other.limits
+            && self.owner == other.owner
             && self.measured == other.measured
             && self.image.digest == other.image.digest
             && self.image.name == other.image.name

@@ -30,7 +30,7 @@ pub use self::{
     accelerator::Accelerator,
     error::VmError,
     libvirt::{LibvirtError, check_local},
-    settings::{Accel, Engine, Kernel, Libvirt as LibvirtSettings, Vm},
+    settings::{Accel, Engine, Kernel, Libvirt as LibvirtSettings, Sharing, Vm},
 };
 use self::{
     accelerator::Judge,
@@ -101,14 +101,25 @@ impl Tier {
         Self { workshop, store, settings, host: Mutex::default(), judge: Judge::new(run_dir), maker }
     }
 
+    /// Whether a machine of one owner is none that another could have.
+    pub(crate) fn keeps_owners_apart(&self) -> bool {
+        // A domain's memory is its own: nothing of it is anybody else's.
+        self.settings.sharing == Sharing::Owner && matches!(self.maker, Maker::Fork(_))
+    }
+
     /// Makes a sandbox and proves that it is clean.
-    pub(crate) async fn make(&self, image: Arc<Image>, limits: Limits) -> Result<Proof, MakeError> {
+    pub(crate) async fn make(
+        &self,
+        image: Arc<Image>,
+        limits: Limits,
+        owner: Option<&str>,
+    ) -> Result<Proof, MakeError> {
         let started = Instant::now();
         let form = self.form(&image).await?;
         let Host { qemu, accelerator } = self.look(&form).await?;
         let machine = Machine::of(form, &image, &limits, qemu, accelerator);
         let begun = match &self.maker {
-            Maker::Fork(fork) => self.begin(fork, &machine, &image, &limits).await?,
+            Maker::Fork(fork) => self.begin(fork, &machine, &image, &limits, owner).await?,
             Maker::Libvirt(libvirt) => libvirt.make(&machine, &image, &limits).await?,
         };
         let Begun { generation, sandbox, channel, ready } = begun;
@@ -124,8 +135,9 @@ impl Tier {
         machine: &Machine,
         image: &Image,
         limits: &Limits,
+        owner: Option<&str>,
     ) -> Result<Begun, MakeError> {
-        let template = fork.template(machine, bounds_of(limits)).await?;
+        let template = fork.template(machine, bounds_of(limits), owner).await?;
         let generation = Id::random();
         let remains = self.workshop.lay_out(generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);

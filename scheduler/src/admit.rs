@@ -101,6 +101,7 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
         return Err(Refusal::value("max_attempts", "it is not from 1 to 20", "leave it out for 3"));
     }
     let egress = egress(&job.allow, &job.tunnels, &job.secrets, &origin.tenant, policy)?;
+    let owner = Some(origin.tenant.clone());
     Ok(Assignment {
         id,
         tenant: origin.tenant,
@@ -110,6 +111,7 @@ pub fn admit(job: Job, origin: Origin, policy: &Policy) -> Result<Assignment, Re
             tier: policy.tier(job.tier, job.trust),
             image,
             limits: limits(&job.limits, &policy.limits)?,
+            owner,
         },
         command: job.command,
         env: job.env,

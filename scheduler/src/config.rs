@@ -39,7 +39,7 @@ pub use self::{
     services::{BrokerPart, ServePart, StorePart},
     tenants::{Defaults as TenantDefaults, Tenant},
     traces::TracesPart,
-    vm::{AccelWord, EngineWord, VmPart},
+    vm::{AccelWord, EngineWord, SharingWord, VmPart},
 };
 use crate::{
     key::is_name,
@@ -140,6 +140,19 @@ impl Config {
         Ok(config)
     }
 
+    /// Machines that are kept for nobody, where each tenant has its own, would never be used.
+    fn check_kept(&self) -> Result<(), ConfigError> {
+        let apart = self.vm.sharing == SharingWord::Tenant;
+        let nobodys = |keep: &Keep| apart && keep.tier == Tier::Vm && keep.tenant.is_none();
+        match self.pool.keep.iter().position(nobodys) {
+            None => Ok(()),
+            Some(index) => {
+                let problem = "vm.sharing = \"tenant\" makes machines for one tenant alone: name it (tenant)";
+                Err(ConfigError::value(format!("pool.keep[{index}]"), problem))
+            }
+        }
+    }
+
     /// Checks what the types alone do not say.
     fn check(&self) -> Result<(), ConfigError> {
         self.serve.check()?;
@@ -152,6 +165,7 @@ impl Config {
         self.pool.check(&self.classes)?;
         self.docker.check()?;
         self.vm.check()?;
+        self.check_kept()?;
         for (name, class) in &self.classes {
             class.limits().check().map_err(|error| ConfigError::Class { class: name.clone(), error })?;
         }

@@ -98,6 +98,9 @@ struct Kind {
     tier: Tier,
     image: String,
     limits: Limits,
+    /// Missing in a journal of an older version.
+    #[serde(default)]
+    owner: Option<String>,
 }
 
 impl JobsFile {
@@ -300,7 +303,8 @@ struct Kinds(HashMap<String, u32>);
 
 impl Kinds {
     fn number(&mut self, want: &Want) -> Option<u32> {
-        let kind = Kind { tier: want.tier, image: want.image.to_string(), limits: want.limits };
+        let (image, owner) = (want.image.to_string(), want.owner.clone());
+        let kind = Kind { tier: want.tier, image, limits: want.limits, owner };
         let text = serde_json::to_string(&kind).ok()?;
         let next = self.0.len();
         if next >= KINDS_MOST {
@@ -392,9 +396,11 @@ fn left(journal: &Journal) -> Result<Left, JournalError> {
         let mut left = Left { total, ..Left::default() };
         for row in read.open_table(KINDS)?.iter()? {
             let (number, text) = row?;
-            let Ok(Kind { tier, image, limits }) = serde_json::from_str(text.value()) else { continue };
+            let Ok(Kind { tier, image, limits, owner }) = serde_json::from_str(text.value()) else {
+                continue;
+            };
             if let Ok(image) = image.parse() {
-                left.kinds.insert(number.value(), Want { tier, image, limits });
+                left.kinds.insert(number.value(), Want { tier, image, limits, owner });
             }
         }
         for row in read.open_table(LINES)?.iter()? {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn want(tier: Tier) -> Want {
-        Want { tier, image: "minimal".parse().unwrap(), limits: Limits::default() }
+        Want { tier, image: "minimal".parse().unwrap(), limits: Limits::default(), owner: None }
     }
 
     #[tokio::test(start_paused = true)]

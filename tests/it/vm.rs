@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::harness::{Mayfly, Node, Place, Tier, eventually, on, result_of};
+use crate::harness::{EMULATION, Mayfly, Node, Place, Sandbox, Tier, eventually, on, result_of};
 
 fn status(pid: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -240,6 +240,42 @@ fn whether_kvm_runs_guests_is_found_out_by_booting_one_and_remembered() {
             let refused =
                 insisting.mayfly(["run", "--tier", "vm", "--image", "minimal"]).job(["true"]).finish();
             refused.code(125).says(&["no guest boots under KVM on this host"]);
+        }
+    });
+}
+
+#[test]
+fn clones_share_a_templates_memory_unless_each_tenant_is_to_have_its_own() {
+    on(Tier::Vm, |_| {
+        for (sharing, memories) in [("image", 1), ("tenant", 2)] {
+            let node = Node::new().configured(format!("{EMULATION}sharing = \"{sharing}\"\n"));
+            let job = |(number, tenant): (usize, &str)| {
+                let command = ["sleep", "1000"];
+                json!({ "schema_version": 1, "id": format!("job-{number}"), "tenant": tenant, "image": "minimal", "tier": "vm", "command": command })
+                    .to_string()
+            };
+            let lines: Vec<String> = ["one", "other", "one"].into_iter().enumerate().map(job).collect();
+            let (jobs, results) = (node.write("jobs", lines.join("\n")), node.file("results"));
+            let batch = node.mayfly(["batch", &jobs, "--jobs", "3", "-o", results.to_str().unwrap()]).start();
+            let machines = eventually("three machines run", || {
+                let all: Vec<u32> = node.sandboxes().iter().flat_map(Sandbox::job).collect();
+                (all.len() == 3).then_some(all)
+            });
+            // Each has its memory by a descriptor of the same file, or of another's.
+            let memory = |pid: &u32| {
+                let fds =
+                    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|entry| entry.path());
+                let mut found = fds.filter(|fd| {
+                    fs::read_link(fd).is_ok_and(|to| to.to_str().unwrap().contains("mayfly-memory"))
+                });
+                fs::metadata(found.next().unwrap()).unwrap().ino()
+            };
+            let shared: BTreeSet<u64> = machines.iter().map(memory).collect();
+            assert_eq!(shared.len(), memories, "{sharing}");
+            batch.signal(Signal::KILL);
+            batch.finish();
+            node.mayfly(["reap"]).finish().code(0);
+            eventually("nothing is left", || node.leftovers().is_empty().then_some(()));
         }
     });
 }

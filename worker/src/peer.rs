@@ -147,7 +147,12 @@ pub(crate) fn assignment() -> Assignment {
         tenant: "tenant".to_owned(),
         attempt: 1,
         queued: Duration::ZERO,
-        want: Want { tier: Tier::Chroot, image: "base".parse().unwrap(), limits: Limits::default() },
+        want: Want {
+            tier: Tier::Chroot,
+            image: "base".parse().unwrap(),
+            limits: Limits::default(),
+            owner: None,
+        },
         command: vec!["tool".to_owned(), "argument".to_owned()],
         env: BTreeMap::from([("A".to_owned(), "job".to_owned())]),
         workdir: None,

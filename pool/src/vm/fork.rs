@@ -11,7 +11,6 @@ mod template;
 pub(super) use self::template::boots;
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, PipeReader, PipeWriter},
     os::{
@@ -43,13 +42,19 @@ use crate::{
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
+/// How many templates a process holds: each is as much memory as a guest has used. Those of the disk are soon read again.
+const MOST_TEMPLATES: usize = 32;
+
 /// Makes machines of templates.
 #[derive(Debug)]
 pub(super) struct Fork {
     workshop: Arc<Workshop>,
-    /// By the machine's kind. Each is made once, and whoever comes meanwhile waits.
-    templates: Mutex<HashMap<String, Arc<OnceCell<Arc<Template>>>>>,
+    /// By the machine's kind, and by its owner where that matters. Each is made once, and whoever comes meanwhile waits.
+    templates: Mutex<Templates>,
 }
+
+/// The one that was asked for last comes last.
+type Templates = Vec<(String, Arc<OnceCell<Arc<Template>>>)>;
 
 /// A machine's process, and the host's ends of what it is given.
 pub(super) struct Running {
@@ -90,15 +95,25 @@ impl Fork {
         &self,
         machine: &Machine,
         bounds: Bounds,
+        owner: Option<&str>,
     ) -> Result<Arc<Template>, MakeError> {
-        let cell = {
-            // Nothing panics between two halves of a change.
-            let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(templates.entry(machine.kind()).or_default())
-        };
+        // An owner's is read from the disk into memory of its own.
+        let cell = self.cell(format!("{} {}", machine.kind(), owner.unwrap_or_default()));
         let template =
             cell.get_or_try_init(|| template::load_or_boot(&self.workshop, machine, bounds)).await?;
         Ok(Arc::clone(template))
+    }
+
+    fn cell(&self, name: String) -> Arc<OnceCell<Arc<Template>>> {
+        // Nothing panics between two halves of a change.
+        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = templates.iter().position(|(known, _)| *known == name);
+        let cell = known.map_or_else(Arc::default, |known| templates.remove(known).1);
+        templates.push((name, Arc::clone(&cell)));
+        if templates.len() > MOST_TEMPLATES {
+            templates.remove(0);
+        }
+        cell
     }
 
     /// A machine that goes on where the template stopped. Nobody has told it yet that it is another.

@@ -16,8 +16,20 @@ pub struct Vm {
     pub allow_emulation: bool,
     /// The kernel in them.
     pub kernel: Kernel,
+    /// Who shares the memory of a template, where machines are clones.
+    pub sharing: Sharing,
     /// QEMU's program; looked for on the path if missing.
     pub qemu: Option<PathBuf>,
+}
+
+/// Whose clones begin in the same memory. Until they write to a page they share it, and how fast it is read can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// All of one image and size.
+    #[default]
+    Image,
+    /// Those of one owner among them.
+    Owner,
 }
 
 /// How machines come to be clean.

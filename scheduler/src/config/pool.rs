@@ -37,6 +37,8 @@ pub struct Keep {
     pub image: String,
     /// Of which class; the default limits if missing.
     pub class: Option<String>,
+    /// Whose, where tenants share no memory (`vm.sharing`).
+    pub tenant: Option<String>,
     /// How many.
     pub idle_count: usize,
 }
@@ -103,7 +105,7 @@ impl Keep {
                 None => return Err(format!("there is no class \"{name}\"; write one as [classes.{name}]")),
             },
         };
-        Ok(Want { tier: self.tier, image, limits })
+        Ok(Want { tier: self.tier, image, limits, owner: self.tenant.clone() })
     }
 }
 

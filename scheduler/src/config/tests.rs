@@ -221,6 +221,12 @@ fn emulation_must_be_allowed_in_so_many_words_and_a_kernel_comes_with_its_module
         ("[vm]\nqemu = 'qemu'", "vm.qemu", "absolute"),
         ("[vm]\nlibvirt_program = 'mayfly-libvirt'", "vm.libvirt_program", "absolute"),
         ("[vm]\nlibvirt_uri = 'qemu+ssh://192.0.2.1/system'", "vm.libvirt_uri", "this host's libvirt"),
+        ("[vm]\nengine = 'libvirt'\nsharing = 'tenant'", "vm.sharing", "share no memory"),
+        (
+            "[vm]\nsharing = 'tenant'\n[[pool.keep]]\ntier = 'vm'\nimage = 'base'\nidle_count = 1",
+            "pool.keep[0]",
+            "name it (tenant)",
+        ),
         ("[vm]\nengine = 'xen'", "engine", "fork"),
     ] {
         let error = load(text).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pool::{Accel, LibvirtSettings, VmEngine, VmKernel, VmSettings, check_libvirt_uri};
+use pool::{Accel, LibvirtSettings, VmEngine, VmKernel, VmSettings, VmSharing, check_libvirt_uri};
 use serde::Deserialize;
 
 use super::ConfigError;
@@ -21,6 +21,8 @@ pub struct VmPart {
     pub kernel: Option<PathBuf>,
     /// The directory of that kernel's modules.
     pub modules: Option<PathBuf>,
+    /// Who shares the memory of a template.
+    pub sharing: SharingWord,
     /// QEMU's program; looked for if missing.
     pub qemu: Option<PathBuf>,
     /// Where libvirt is, for its engine.
@@ -38,6 +40,17 @@ pub enum EngineWord {
     Fork,
     /// Each is reverted by libvirt.
     Libvirt,
+}
+
+/// Whose machines begin in the same memory, as the file names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SharingWord {
+    /// All of one image and size.
+    #[default]
+    Image,
+    /// Those of one tenant among them.
+    Tenant,
 }
 
 /// An accelerator as the file names it.
@@ -70,6 +83,10 @@ impl VmPart {
             check_libvirt_uri(uri)
                 .map_err(|error| ConfigError::value("vm.libvirt_uri", error.to_string()))?;
         }
+        if self.sharing == SharingWord::Tenant && self.engine == EngineWord::Libvirt {
+            let problem = "machines of libvirt share no memory with each other: leave it out";
+            return Err(ConfigError::value("vm.sharing", problem));
+        }
         if self.accel == AccelWord::Tcg && !self.allow_emulation {
             let problem = "\"tcg\" is software emulation, which is no security boundary: it also takes allow_emulation = true";
             return Err(ConfigError::value("vm.accel", problem));
@@ -99,6 +116,11 @@ impl VmPart {
                 VmEngine::Libvirt(LibvirtSettings { uri, program: self.libvirt_program.clone() })
             }
         };
-        VmSettings { engine, accel, allow_emulation: self.allow_emulation, kernel, qemu: self.qemu.clone() }
+        let sharing = match self.sharing {
+            SharingWord::Image => VmSharing::Image,
+            SharingWord::Tenant => VmSharing::Owner,
+        };
+        let (allow_emulation, qemu) = (self.allow_emulation, self.qemu.clone());
+        VmSettings { engine, accel, allow_emulation, kernel, sharing, qemu }
     }
 }
