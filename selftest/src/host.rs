@@ -89,7 +89,9 @@ pub(crate) async fn of_tier(
     data_dir: &Path,
 ) -> (Looks, Looks) {
     let (mut looks, mut controls) = artifacts::ask(inside, probes).await;
-    for (seen, broken) in [watch::ask(inside, probes, data_dir).await, egress::ask(inside, probes).await] {
+    for (seen, broken) in
+        [watch::ask(inside, probes, data_dir).await, Box::pin(egress::ask(inside, probes)).await]
+    {
         looks.extend(seen);
         controls.extend(broken);
     }

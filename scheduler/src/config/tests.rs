@@ -37,6 +37,7 @@ fn every_default_that_the_example_shows_is_the_default() {
     assert_eq!(acme.floor, Some(plain.defaults.floor));
     assert_eq!(acme.longest_timeout, Some(plain.defaults.longest_timeout));
     plain.tenants.remove("acme");
+    assert_eq!(shown.pool.keep[0].tenant.take().as_deref(), Some("acme"));
     let small = shown.classes.remove("small").unwrap();
     assert_eq!(small.limits(), plain.classes.remove("small").unwrap().limits());
     for part in [&mut shown.broker.as_mut().unwrap().ca_file, &mut shown.store.as_mut().unwrap().ca_file] {
