@@ -143,13 +143,18 @@ impl Tier {
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         let complaints = Complaints::new()?;
         failpoint::pass("vm-laid-out");
+        let began = Instant::now();
         let settled = async {
             let mut channel = fork.clone_of(&template, machine, &mut sandbox, &complaints).await?;
+            let cloned = began.elapsed();
             failpoint::pass("vm-begun");
             freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
+            let renewed = began.elapsed();
             let writable_root = image.config.root == RootMode::Writable;
             let ready =
                 greeting::greet(&mut channel, Some(identity(image)), writable_root, MAKING_DEADLINE).await?;
+            let ready_after = began.elapsed();
+            tracing::debug!(%generation, ?cloned, ?renewed, ?ready_after, "a machine begins");
             proof::check_machine(&sandbox).map_err(MakeError::Unconfined)?;
             Ok::<_, MakeError>((channel, ready))
         };
