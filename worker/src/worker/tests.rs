@@ -30,7 +30,7 @@ async fn told_in(
     agent: impl AsyncFnOnce(&mut Peer),
 ) -> JobResult {
     let (config, settings) = (image_config(), Settings::default());
-    let host = async {
+    let host = async move {
         let mut report = Report::new(job);
         let story = Story { job, config: &config, settings: &settings };
         story.tell(&mut sandbox, Company::default(), &mut Discard, cancellation().1, &mut report).await;
