@@ -414,12 +414,10 @@ fn what_metrics_cost() {
 #[ignore = "it measures: scripts/bench-serve"]
 fn how_long_a_scrape_takes() {
     let Some((broker, mut bars)) = begin("service::bench::how_long_a_scrape_takes") else { return };
-    let cluster = Cluster::over(broker, Redis::start().unwrap(), "");
+    // The images are not there, and are shown all the same.
+    let cluster = Cluster::over(broker, Redis::start().unwrap(), &many(TENANTS, 50));
     let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
-    let change = |config: &str| {
-        let config = config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'"));
-        format!("{config}\n{}", many(TENANTS, 50))
-    };
+    let change = |config: &str| config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'"));
     cluster.serve_changed(&mut host, change, |it| it);
     // What has happened weighs more than what has not.
     rate_of_host(&cluster, "scraped", JOBS_OF_A_HOST / PRODUCERS / 4);
