@@ -7,6 +7,7 @@
 mod bounds;
 mod drivers;
 mod life;
+mod rehearsal;
 mod root;
 
 use std::ffi::OsString;
@@ -14,15 +15,16 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 
-use agent::message::{Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
+use agent::message::{Armed, Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
 use nix::mount::{MsFlags, mount};
 
 use self::bounds::JobCgroup;
 use self::life::Names;
-use crate::arm::JobCgroups;
+use self::rehearsal::Rehearsal;
+use crate::arm::{self, ArmedProcess, JobCgroups};
 use crate::failure::{At, Failure};
 use crate::session::Surroundings;
-use crate::{session, sys};
+use crate::{privilege, session, sys};
 
 /// The first word of the command line in a machine.
 pub(crate) const OPTION: &str = "--machine";
@@ -39,7 +41,7 @@ struct Owner {
 }
 
 impl Owner {
-    /// What the host will say of a job's process, for one that runs before there is a word of the host's.
+    /// What the host will say of a job's process, for those that are armed before there is a word of the host's.
     fn greeting(self) -> Hello {
         let identity = Identity { agent: self.uid, uid: self.uid, gid: self.gid };
         Hello {
@@ -49,13 +51,31 @@ impl Owner {
             writable_root: self.writable_root,
         }
     }
+
+    /// Whether it did.
+    fn is_of(self, hello: &Hello) -> bool {
+        let job = hello.identity.map(|identity| (identity.uid, identity.gid));
+        job == Some((self.uid, self.gid)) && hello.writable_root == self.writable_root
+    }
 }
 
 /// What the agent can still do to its machine, until a job's first byte arrives.
 #[derive(Debug)]
 pub(crate) struct Machine {
+    owner: Owner,
     names: Names,
     job: JobCgroup,
+    /// Until the host's greeting.
+    cast: Option<Cast>,
+}
+
+/// Two processes that were armed before the machine's memory was kept. Where code is translated as it runs, arming costs
+/// a life more than its boot id, clock and names together; and it is the same for all.
+#[derive(Debug)]
+struct Cast {
+    rehearsal: Rehearsal,
+    job: ArmedProcess,
+    armed: Armed,
 }
 
 /// Serves the host from the machine's port. Its end ends the machine.
@@ -104,10 +124,14 @@ fn settle(owner: Owner) -> Result<Surroundings, Failure> {
     let job = JobCgroup::make()?;
     let names = root::enter(owner)?;
     sys::loopback_up().at("bring up the loopback interface")?;
+    privilege::clear_groups()?;
     let cgroups = JobCgroups { tasks: Vec::new(), directory: Some(job.directory()?) };
-    // What a program's start reads from the disk is then in the memory that all lives begin in.
-    life::rehearse(&owner.greeting(), &cgroups)?;
-    Ok(Surroundings { cgroups, machine: Some(Machine { names, job }) })
+    let arm = || arm::fork(&owner.greeting(), &cgroups);
+    let rehearsal = Rehearsal::prepare(arm, &job)?;
+    let process = arm()?;
+    let armed = process.wait_armed()?;
+    let cast = Some(Cast { rehearsal, job: process, armed });
+    Ok(Surroundings::OfMachine(Machine { owner, names, job, cast }))
 }
 
 impl Machine {
@@ -124,9 +148,14 @@ impl Machine {
         Ok(Resumed { nonce: resume.nonce, boot_id: life::boot_id()?, time: life::clock()? })
     }
 
-    /// Makes the job that comes find a machine that has run one.
-    pub(crate) fn rehearse(hello: &Hello, cgroups: &JobCgroups) -> Result<(), Failure> {
-        life::rehearse(hello, cgroups)
+    /// The job's process, in a machine that has just run another.
+    pub(crate) fn process(&mut self, hello: &Hello) -> Result<(ArmedProcess, Armed), Failure> {
+        if !self.owner.is_of(hello) {
+            return Err(Failure::OutOfTurn("a Hello for another image than the machine was booted with"));
+        }
+        let cast = self.cast.take().ok_or(Failure::OutOfTurn("a second Hello"))?;
+        cast.rehearsal.run(&self.job, cast.job.pid)?;
+        Ok((cast.job, cast.armed))
     }
 
     /// Tightens the limits of a job that has not begun.

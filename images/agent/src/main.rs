@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     // A kernel hands its first process what it does not know itself, before what is meant for it.
     let failure = match args.iter().position(|arg| arg == machine::OPTION) {
         Some(at) => machine::serve(args.into_iter().skip(at + 1)),
-        None => session::serve(|| options::parse(args.into_iter()).map(session::Surroundings::of_host)),
+        None => session::serve(|| options::parse(args.into_iter()).map(session::Surroundings::OfHost)),
     };
     match failure {
         Failure::HostGone => ExitCode::SUCCESS,

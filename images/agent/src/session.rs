@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::{fs, io};
 
 use agent::codec::{FIRST_AGENT_STREAM, Frame, StreamId};
-use agent::message::{Bounds, Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
+use agent::message::{Armed, Bounds, Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
 use nix::sys::prctl;
 use nix::sys::signal::{self, SigHandler, SigSet};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -45,18 +45,12 @@ const STDOUT: usize = 4;
 const STDERR: usize = 5;
 const TUNNELS: usize = 6;
 
-/// What the agent finds around itself, whoever made it.
-pub(crate) struct Surroundings {
-    pub(crate) cgroups: JobCgroups,
-    /// Where the agent itself made the sandbox.
-    pub(crate) machine: Option<Machine>,
-}
-
-impl Surroundings {
-    /// A sandbox that was made from outside.
-    pub(crate) fn of_host(cgroups: JobCgroups) -> Self {
-        Self { cgroups, machine: None }
-    }
+/// What the agent finds around itself.
+pub(crate) enum Surroundings {
+    /// A sandbox that was made from outside, and the cgroups of its job.
+    OfHost(JobCgroups),
+    /// One that the agent made itself.
+    OfMachine(Machine),
 }
 
 struct Session {
@@ -136,25 +130,22 @@ fn greet(
         // An errno says it as well.
         sys::dispose(each, SigHandler::SigIgn).at("ignore a signal")?;
     }
-    let Surroundings { cgroups, mut machine } = find()?;
-    let hello = await_hello(channel, machine.as_mut())?;
+    let mut surroundings = find()?;
+    let hello = await_hello(channel, &mut surroundings)?;
     if hello.version != VERSION {
         return Err(Failure::Version { host: hello.version });
     }
-    // Before the fork, for both processes.
-    privilege::clear_groups()?;
-    if machine.is_some() {
-        Machine::rehearse(&hello, &cgroups)?;
-    }
     let children = watch_children()?;
-    let process = arm::fork(&hello, &cgroups)?;
-    // Nobody needs these again, and nobody shall find them here.
-    drop(cgroups);
-    if machine.is_none() {
-        // The agent gives up its own privilege while the child arms itself.
-        confine_agent(&hello)?;
-    }
-    let job = process.wait_armed()?;
+    let (process, job, machine) = match surroundings {
+        Surroundings::OfHost(cgroups) => {
+            let (process, job) = arm_in(cgroups, &hello)?;
+            (process, job, None)
+        }
+        Surroundings::OfMachine(mut machine) => {
+            let (process, job) = machine.process(&hello)?;
+            (process, job, Some(machine))
+        }
+    };
     let ready = Ready {
         version: VERSION,
         nonce: hello.nonce,
@@ -167,12 +158,25 @@ fn greet(
     Ok(Greeted { children, process, machine, rights })
 }
 
+/// Arms the job's process, and leaves the agent with no more privilege than it needs.
+fn arm_in(cgroups: JobCgroups, hello: &Hello) -> Result<(ArmedProcess, Armed), Failure> {
+    // Before the fork, for both processes.
+    privilege::clear_groups()?;
+    let process = arm::fork(hello, &cgroups)?;
+    // Nobody needs these again, and nobody shall find them here.
+    drop(cgroups);
+    // The agent gives up its own privilege while the child arms itself.
+    confine_agent(hello)?;
+    let job = process.wait_armed()?;
+    Ok((process, job))
+}
+
 /// The host's first word, and before it, in a machine, that this is another life.
-fn await_hello(channel: &mut Channel, mut machine: Option<&mut Machine>) -> Result<Hello, Failure> {
+fn await_hello(channel: &mut Channel, surroundings: &mut Surroundings) -> Result<Hello, Failure> {
     loop {
-        match (channel.wait_frame()?, &mut machine) {
+        match (channel.wait_frame()?, &mut *surroundings) {
             (Frame { stream: 0, message: ToAgent::Hello(hello) }, _) => return Ok(hello),
-            (Frame { stream: 0, message: ToAgent::Resume(resume) }, Some(machine)) => {
+            (Frame { stream: 0, message: ToAgent::Resume(resume) }, Surroundings::OfMachine(machine)) => {
                 let resumed = machine.resume(&resume)?;
                 channel.send(0, ToHost::Resumed(resumed))?;
                 channel.flush()?;

@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use agent::message::{Bounds, Memory};
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::root;
 use crate::failure::{At, Failure};
@@ -22,6 +25,7 @@ pub(super) struct JobCgroup {
     /// Opened while the agent may: it reads them when it has no right left.
     events: OwnedFd,
     peak: Option<OwnedFd>,
+    processes: OwnedFd,
     /// Those in force: what is so already is not written again, for where code is translated as it runs each step costs.
     bounds: Cell<Option<Bounds>>,
 }
@@ -44,7 +48,8 @@ impl JobCgroup {
         let events = read("memory.events").at("open memory.events")?;
         // Since Linux 5.19; before it the peak is not known.
         let peak = read("memory.peak").ok();
-        Ok(Self { directory, events, peak, bounds: Cell::new(None) })
+        let processes = read("cgroup.procs").at("open cgroup.procs")?;
+        Ok(Self { directory, events, peak, processes, bounds: Cell::new(None) })
     }
 
     pub(super) fn directory(&self) -> Result<OwnedFd, Failure> {
@@ -66,6 +71,26 @@ impl JobCgroup {
         }
         self.bounds.set(Some(*bounds));
         Ok(())
+    }
+
+    /// Ends every process in the cgroup but one.
+    pub(super) fn end_all_but(&self, spared: Option<Pid>) -> Result<(), Failure> {
+        loop {
+            let processes = read(&self.processes);
+            let pids = processes.lines().filter_map(|line| line.parse().ok().map(Pid::from_raw));
+            let mut others = pids.filter(|pid| Some(*pid) != spared).peekable();
+            if others.peek().is_none() {
+                return Ok(());
+            }
+            for pid in others {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            // What has lost its parent is the first process's to reap.
+            let ended = waitpid(None, None).at("wait for what a rehearsal left")?;
+            if ended.pid() == spared {
+                return Err(Failure::Unproved("the armed process ended before its job came".into()));
+            }
+        }
     }
 
     pub(super) fn memory(&self) -> Memory {

@@ -2,22 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{Seek, Write};
-use std::os::fd::AsFd;
 
-use agent::message::{AGENT_PATH, Hello, Resume, Rlimit, Run};
-use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use agent::message::Resume;
 use nix::sys::time::TimeSpec;
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime, clock_settime};
-use nix::unistd::{read, sethostname};
+use nix::unistd::sethostname;
 
-use super::NOTHING;
-use crate::arm::{self, JobCgroups};
-use crate::channel::waiting_for;
 use crate::failure::{At, Failure};
-use crate::job::Job;
-use crate::reach::Reach;
 use crate::sys;
 
 const NANOS: u64 = 1_000_000_000;
@@ -74,47 +65,6 @@ impl Arrival {
 pub(super) fn clock() -> Result<u64, Failure> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).at("read the clock")?;
     Ok(now.tv_sec() as u64 * NANOS + now.tv_nsec() as u64)
-}
-
-/// Goes the way of every job once, from the fork to the last byte of output. Where code is translated as it runs, the first
-/// time takes many times what the second does.
-///
-/// With a program of the image, for the job's will begin like it: the same loader, the same library. Confined as the job is
-/// and gone with all that it may have started. An image need not have it; then with one that does nothing.
-pub(super) fn rehearse(hello: &Hello, cgroups: &JobCgroups) -> Result<(), Failure> {
-    if run_once(hello, cgroups, &["echo"])? || run_once(hello, cgroups, &[AGENT_PATH, NOTHING])? {
-        Ok(())
-    } else {
-        Err(Failure::Unproved("no program can be run to its end".into()))
-    }
-}
-
-/// Runs a program as the job is run, and tells whether it ended well.
-fn run_once(hello: &Hello, cgroups: &JobCgroups, argv: &[&str]) -> Result<bool, Failure> {
-    let process = arm::fork(hello, cgroups)?;
-    process.wait_armed()?;
-    let run = Run {
-        argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
-        env: Vec::new(),
-        cwd: b"/".to_vec(),
-        rlimits: vec![(Rlimit::Core, 0)],
-        stdin: false,
-        listen: Vec::new(),
-    };
-    let (pid, output) = Job::rehearse(process, run)?;
-    let mut buffer = [0; 64];
-    loop {
-        sys::poll(&mut [waiting_for(Some(output.as_fd()), libc::POLLIN)], -1).at("wait for a rehearsal")?;
-        match read(&output, &mut buffer) {
-            Ok(0) => break,
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(errno) => return Err(errno).at("read from a rehearsal"),
-        }
-    }
-    let status = waitpid(pid, None).at("wait for a rehearsal's end")?;
-    Reach::over(pid).signal(Signal::SIGKILL);
-    while waitpid(None, None).is_ok() {}
-    Ok(matches!(status, WaitStatus::Exited(_, 0)))
 }
 
 /// As every program of the machine reads it.
