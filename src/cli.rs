@@ -94,10 +94,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Top(args) => asked(top::run(&args, &places, &mut io::stdout())),
         Verb::Cancel(args) => asked(cancel::run(&args, &places, &mut io::stdout().lock())),
         Verb::Pool(args) => asked(pool_status::run(&args, &places, &mut io::stdout().lock())),
-        Verb::Image(args) => image::run(args, &places.data_dir).unwrap_or_else(|error| {
-            let hint = error.hint().unwrap_or_else(|| "`mayfly doctor` looks at this host".to_owned());
-            failed(&ErrorReport::new("image", causes(&error), hint))
-        }),
+        Verb::Image(args) => image::run(args, &places).unwrap_or_else(|report| failed(&report)),
         Verb::Doctor(args) => {
             let images = images(&places);
             let config = match places.config() {

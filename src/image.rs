@@ -7,11 +7,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use images::{
-    Collected, Definition, Difference, Error, Image, ImageName, ImageRef, Listed, Manifest, Progress, Silent,
-    Store,
+    Collected, Definition, Difference, Digest, Error, Image, ImageName, ImageRef, KernelFrom, Listed,
+    Manifest, Progress, Silent, Store,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use worker::{ErrorReport, causes};
+
+use crate::node::Places;
 
 /// Build, list and move the images that sandboxes start from.
 #[derive(Debug, clap::Args)]
@@ -29,6 +32,11 @@ enum Verb {
         /// Build it even if the definition is unchanged: packages may be newer today.
         #[arg(long)]
         force: bool,
+        /// Make the form that a VM takes, too: kernel, first root file system, disk. Otherwise the first VM makes it.
+        ///
+        /// With `--force` Debian's kernel is fetched again as well.
+        #[arg(long)]
+        machine: bool,
         /// Print the image's manifest as JSON.
         #[arg(long)]
         json: bool,
@@ -94,12 +102,41 @@ struct Inspected<'a> {
     first_difference: Option<&'a Difference>,
 }
 
+/// What `build --json` prints.
+#[derive(Serialize)]
+struct Built<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<BuiltMachine<'a>>,
+}
+
+#[derive(Serialize)]
+struct BuiltMachine<'a> {
+    digest: &'a Digest,
+    /// The kernel's release.
+    kernel: &'a str,
+}
+
 /// Runs one verb on the store below the data directory.
-pub(crate) fn run(args: ImageArgs, data: &Path) -> Result<ExitCode, Error> {
+pub(crate) fn run(args: ImageArgs, places: &Places) -> Result<ExitCode, ErrorReport> {
+    let kernel = match &args.verb {
+        Verb::Build { machine: true, .. } => Some(places.config()?.vm.settings().kernel.source()),
+        _ => None,
+    };
+    obey(args.verb, kernel.as_ref(), &places.data_dir).map_err(|error| {
+        let hint = error.hint().unwrap_or_else(|| "`mayfly doctor` looks at this host".to_owned());
+        ErrorReport::new("image", causes(&error), hint)
+    })
+}
+
+fn obey(verb: Verb, kernel: Option<&KernelFrom>, data: &Path) -> Result<ExitCode, Error> {
     let store = Store::open(&data.join("images"))?;
     let mut out = io::stdout().lock();
-    match args.verb {
-        Verb::Build { definition, force, json } => build(&store, &definition, force, json, &mut out)?,
+    match verb {
+        Verb::Build { definition, force, json, machine: _ } => {
+            build(&store, &definition, force, kernel, json, &mut out)?;
+        }
         Verb::Ls { json } => list(&store.list()?, json, &mut out)?,
         Verb::Rm { images } => {
             for reference in images {
@@ -130,14 +167,37 @@ pub(crate) fn run(args: ImageArgs, data: &Path) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn build(store: &Store, definition: &str, force: bool, json: bool, out: &mut dyn Write) -> Result<(), Error> {
+fn build(
+    store: &Store,
+    definition: &str,
+    force: bool,
+    kernel: Option<&KernelFrom>,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
     let definition = Definition::find(definition)?;
     let build = if force { images::rebuild } else { images::build };
-    let image = build(store, &definition, &mut *progress(json))?;
+    let mut progress = progress(json);
+    let image = build(store, &definition, &mut *progress)?;
+    let form = match kernel {
+        Some(kernel) => {
+            if force && *kernel == KernelFrom::Debian {
+                store.fetch_debian_kernel(&mut *progress)?;
+            }
+            Some(store.machine_form(&image, kernel, &mut *progress)?)
+        }
+        None => None,
+    };
+    drop(progress);
     if json {
-        print_json(out, &image.manifest)
-    } else {
-        print(out, &format!("{} {}", image.name, image.digest))
+        let machine =
+            form.as_ref().map(|form| BuiltMachine { digest: &form.digest, kernel: form.release.trim() });
+        return print_json(out, &Built { manifest: &image.manifest, machine });
+    }
+    print(out, &format!("{} {}", image.name, image.digest))?;
+    match form {
+        Some(form) => print(out, &format!("machine {} with Linux {}", form.digest, form.release.trim())),
+        None => Ok(()),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The form in which a virtual machine takes an image: a kernel, a first root file system with the agent, and the image's
 //! files as a read-only disk.
 //!
-//! It is made when the first machine wants it and kept beside the image, so that a host which makes no machine needs
-//! neither the tools nor the time. What it is made from decides its digest:
+//! It is made with the image where that is asked for, else when the first machine wants it, and kept beside the image: a
+//! host which makes no machine needs neither the tools nor the time. What it is made from decides its digest:
 //!
 //! ```text
 //! kernels/HEX/vmlinuz, NN-NAME.ko     a kernel, and its drivers in the order of their needs
@@ -92,6 +92,11 @@ impl MachineError {
 }
 
 impl Store {
+    /// Fetches Debian's cloud kernel, even if one is there: a later form has the newest.
+    pub fn fetch_debian_kernel(&self, progress: &mut dyn Progress) -> Result<(), MachineError> {
+        kernel::fetch_again(self, progress)
+    }
+
     /// The machine's form of an image, made if it is not there.
     pub fn machine_form(
         &self,

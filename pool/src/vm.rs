@@ -184,7 +184,7 @@ impl Tier {
     }
 
     async fn form(&self, image: &Arc<Image>) -> Result<images::MachineForm, VmError> {
-        let (store, image, kernel) = (self.store.clone(), Arc::clone(image), self.settings.kernel.from());
+        let (store, image, kernel) = (self.store.clone(), Arc::clone(image), self.settings.kernel.source());
         let made = spawn_blocking(move || store.machine_form(&image, &kernel, &mut Silent)).await;
         Ok(made.map_err(VmError::Stopped)??)
     }

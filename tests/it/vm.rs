@@ -172,6 +172,29 @@ fn template_of(place: &Place, size: &str) -> PathBuf {
 }
 
 #[test]
+fn an_image_can_be_built_with_the_form_that_a_machine_takes() {
+    on(Tier::Vm, |place| {
+        let build = |words: &[&str]| {
+            let finished =
+                place.node.mayfly(["image", "build", "minimal"]).args(words.iter().copied()).finish().code(0);
+            serde_json::from_str::<Value>(finished.text()).unwrap()
+        };
+        assert_eq!(build(&["--json"])["machine"], Value::Null, "it was not asked for");
+        let built = build(&["--json", "--machine"]);
+        let word = |value: &Value| value.as_str().unwrap().to_owned();
+        let hex = |digest: &Value| word(digest).replace("sha256:", "");
+        let image = place.node.data_dir().join("images/sha256").join(hex(&built["digest"]));
+        let form = image.join("forms").join(hex(&built["machine"]["digest"]));
+        assert!(form.join("disk.erofs").exists() && form.join("initramfs").exists(), "{}", form.display());
+        // What a machine takes is that very form, with that kernel.
+        place.run(["uname", "-r"]).finish().code(0).prints(&[&word(&built["machine"]["kernel"])]);
+        let templates = fs::read_dir(form.join("templates")).unwrap();
+        assert!(templates.count() > 0, "a machine was made of another form");
+        assert_eq!(build(&["--json", "--machine"]), built);
+    });
+}
+
+#[test]
 fn without_leave_nothing_is_emulated() {
     on(Tier::Vm, |_| {
         let node = Node::new().configured("\n[vm]\naccel = \"tcg\"\n");

@@ -14,6 +14,9 @@ use crate::{Digest, IoError, Progress, Store, rootfs};
 /// What a machine cannot do without: its bus, its port, its disk, the image's file system, a writable root.
 const NEEDED: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay"];
 
+/// Names the one that was fetched last.
+const DEBIAN: &str = "debian";
+
 /// Where the kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum KernelFrom {
@@ -70,24 +73,41 @@ pub(super) fn prepare(
     match from {
         KernelFrom::Files { kernel, modules } => adopt(store, kernel, modules),
         KernelFrom::Debian => {
-            let pointer = kernels.join("debian");
+            let pointer = kernels.join(DEBIAN);
             if let Some(known) = known(&kernels, &pointer)? {
                 return Ok(known);
             }
-            let path = kernels.join("lock");
-            let lock = File::create(&path).at("open", &path)?;
-            lock.lock().at("lock", &path)?;
+            let _fetching = lock(&kernels)?;
             if let Some(known) = known(&kernels, &pointer)? {
                 return Ok(known);
             }
-            progress.step("fetching Debian's cloud kernel");
-            let scratch = tempfile::tempdir().at("make a folder in", std::env::temp_dir())?;
-            let (kernel, modules) = fetch(scratch.path())?;
-            let prepared = adopt(store, &kernel, &modules)?;
-            store.write(&pointer, format!("{}\n", prepared.digest).as_bytes())?;
-            Ok(prepared)
+            fetch_and_adopt(store, progress)
         }
     }
+}
+
+/// Puts the kernel that Debian's archive has now into the store.
+pub(super) fn fetch_again(store: &Store, progress: &mut dyn Progress) -> Result<(), MachineError> {
+    let kernels = store.kernels();
+    fs::create_dir_all(&kernels).at("make", &kernels)?;
+    let _fetching = lock(&kernels)?;
+    fetch_and_adopt(store, progress).map(drop)
+}
+
+fn lock(kernels: &Path) -> Result<File, IoError> {
+    let path = kernels.join("lock");
+    let lock = File::create(&path).at("open", &path)?;
+    lock.lock().at("lock", &path)?;
+    Ok(lock)
+}
+
+fn fetch_and_adopt(store: &Store, progress: &mut dyn Progress) -> Result<Prepared, MachineError> {
+    progress.step("fetching Debian's cloud kernel");
+    let scratch = tempfile::tempdir().at("make a folder in", std::env::temp_dir())?;
+    let (kernel, modules) = fetch(scratch.path())?;
+    let prepared = adopt(store, &kernel, &modules)?;
+    store.write(&store.kernels().join(DEBIAN), format!("{}\n", prepared.digest).as_bytes())?;
+    Ok(prepared)
 }
 
 fn known(kernels: &Path, pointer: &Path) -> Result<Option<Prepared>, MachineError> {

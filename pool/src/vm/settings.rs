@@ -85,7 +85,9 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    pub(super) fn from(&self) -> KernelFrom {
+    /// Where the store finds it.
+    #[must_use]
+    pub fn source(&self) -> KernelFrom {
         match self {
             Self::Debian => KernelFrom::Debian,
             Self::Files { kernel, modules } => {
