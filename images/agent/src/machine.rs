@@ -15,15 +15,15 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 
-use agent::message::{Armed, Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
+use agent::message::{Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
 use nix::mount::{MsFlags, mount};
 
 use self::bounds::JobCgroup;
 use self::life::Names;
 use self::rehearsal::Rehearsal;
-use crate::arm::{self, ArmedProcess, JobCgroups};
+use crate::arm::{self, JobCgroups};
 use crate::failure::{At, Failure};
-use crate::session::Surroundings;
+use crate::session::{Stage, Surroundings};
 use crate::{privilege, session, sys};
 
 /// The first word of the command line in a machine.
@@ -35,27 +35,19 @@ pub(crate) const NOTHING: &str = "--nothing";
 /// What an image says of its root, from the kernel's command line.
 #[derive(Debug, Clone, Copy)]
 struct Owner {
-    uid: u32,
-    gid: u32,
+    identity: Identity,
     writable_root: bool,
 }
 
 impl Owner {
     /// What the host will say of a job's process, for those that are armed before there is a word of the host's.
     fn greeting(self) -> Hello {
-        let identity = Identity { agent: self.uid, uid: self.uid, gid: self.gid };
         Hello {
             version: VERSION,
             nonce: [0; 32],
-            identity: Some(identity),
+            identity: Some(self.identity),
             writable_root: self.writable_root,
         }
-    }
-
-    /// Whether it did.
-    fn is_of(self, hello: &Hello) -> bool {
-        let job = hello.identity.map(|identity| (identity.uid, identity.gid));
-        job == Some((self.uid, self.gid)) && hello.writable_root == self.writable_root
     }
 }
 
@@ -63,6 +55,8 @@ impl Owner {
 #[derive(Debug)]
 pub(crate) struct Machine {
     owner: Owner,
+    /// The kernel's generator.
+    random: File,
     names: Names,
     job: JobCgroup,
     /// Until the host's greeting.
@@ -70,12 +64,11 @@ pub(crate) struct Machine {
 }
 
 /// Two processes that were armed before the machine's memory was kept. Where code is translated as it runs, arming costs
-/// a life more than its boot id, clock and names together; and it is the same for all.
+/// a life more than its names and clock together; and it is the same for all.
 #[derive(Debug)]
 struct Cast {
     rehearsal: Rehearsal,
-    job: ArmedProcess,
-    armed: Armed,
+    stage: Stage,
 }
 
 /// Serves the host from the machine's port. Its end ends the machine.
@@ -106,17 +99,20 @@ fn find_host(args: impl Iterator<Item = OsString>) -> Result<Owner, Failure> {
 }
 
 fn owner_of(mut args: impl Iterator<Item = OsString>) -> Result<Owner, Failure> {
-    let usage =
-        || Failure::Usage(format!("{OPTION} wants a user id, a group id, and `read-only` or `writable`"));
+    let usage = || {
+        let wants =
+            "wants the user ids of the agent and of the job, a group id, and `read-only` or `writable`";
+        Failure::Usage(format!("{OPTION} {wants}"))
+    };
     let mut word = || args.next().and_then(|word| word.into_string().ok()).ok_or_else(usage);
-    let (uid, gid, root) = (word()?, word()?, word()?);
-    let id = |text: &str| text.parse().map_err(|_| usage());
-    let writable_root = match root.as_str() {
+    let mut id = || word()?.parse().map_err(|_| usage());
+    let identity = Identity { agent: id()?, uid: id()?, gid: id()? };
+    let writable_root = match word()?.as_str() {
         "read-only" => false,
         "writable" => true,
         _ => return Err(usage()),
     };
-    Ok(Owner { uid: id(&uid)?, gid: id(&gid)?, writable_root })
+    Ok(Owner { identity, writable_root })
 }
 
 /// Makes the sandbox inside the machine.
@@ -124,14 +120,16 @@ fn settle(owner: Owner) -> Result<Surroundings, Failure> {
     let job = JobCgroup::make()?;
     let names = root::enter(owner)?;
     sys::loopback_up().at("bring up the loopback interface")?;
+    let random = File::options().write(true).open("/dev/random");
+    let random = random.map_err(|error| Failure::of_io("open /dev/random", &error))?;
+    // Before the forks, for all processes.
     privilege::clear_groups()?;
+    let hello = owner.greeting();
     let cgroups = JobCgroups { tasks: Vec::new(), directory: Some(job.directory()?) };
-    let arm = || arm::fork(&owner.greeting(), &cgroups);
-    let rehearsal = Rehearsal::prepare(arm, &job)?;
-    let process = arm()?;
-    let armed = process.wait_armed()?;
-    let cast = Some(Cast { rehearsal, job: process, armed });
-    Ok(Surroundings::OfMachine(Machine { owner, names, job, cast }))
+    let rehearsal = Rehearsal::prepare(|| arm::fork(&hello, &cgroups), &job)?;
+    let stage = Stage::set(&hello, cgroups, privilege::MACHINE_KEEPS)?;
+    let cast = Some(Cast { rehearsal, stage });
+    Ok(Surroundings::OfMachine(Machine { owner, random, names, job, cast }))
 }
 
 impl Machine {
@@ -139,23 +137,23 @@ impl Machine {
     pub(crate) fn resume(&mut self, resume: &Resume) -> Result<Resumed, Failure> {
         let arrived = life::Arrival::now()?;
         // 1. First of all the generator: whatever is drawn from here on is drawn by nobody else.
-        life::reseed(&resume.entropy)?;
+        life::reseed(&self.random, &resume.entropy)?;
         self.names.renew(resume)?;
         // 2. What a job may use.
         self.job.bound(&resume.bounds)?;
         // 3. The time that the host gave, and what has gone by since.
         arrived.set_clock(resume.time)?;
-        Ok(Resumed { nonce: resume.nonce, boot_id: life::boot_id()?, time: life::clock()? })
+        Ok(Resumed { nonce: resume.nonce, boot_id: session::boot_id()?, time: life::clock()? })
     }
 
     /// The job's process, in a machine that has just run another.
-    pub(crate) fn process(&mut self, hello: &Hello) -> Result<(ArmedProcess, Armed), Failure> {
-        if !self.owner.is_of(hello) {
+    pub(crate) fn stage(&mut self, hello: &Hello) -> Result<Stage, Failure> {
+        if (hello.identity, hello.writable_root) != (Some(self.owner.identity), self.owner.writable_root) {
             return Err(Failure::OutOfTurn("a Hello for another image than the machine was booted with"));
         }
-        let cast = self.cast.take().ok_or(Failure::OutOfTurn("a second Hello"))?;
-        cast.rehearsal.run(&self.job, cast.job.pid)?;
-        Ok((cast.job, cast.armed))
+        let Cast { rehearsal, stage } = self.cast.take().ok_or(Failure::OutOfTurn("a second Hello"))?;
+        rehearsal.run(&self.job, stage.process.pid)?;
+        Ok(stage)
     }
 
     /// Tightens the limits of a job that has not begun.

@@ -7,6 +7,7 @@ use agent::message::Identity;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getegid, getgroups, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 
 use crate::failure::{At, Failure};
@@ -15,8 +16,14 @@ use crate::sys::{self, Capabilities};
 const CAP_KILL: u64 = 1 << 5;
 const CAP_SETGID: u64 = 1 << 6;
 const CAP_SETUID: u64 = 1 << 7;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_TIME: u64 = 1 << 25;
 /// What an agent of its own user id still needs: to signal the job, and to open files as the job.
 const AGENT_KEEPS: u64 = CAP_KILL | CAP_SETGID | CAP_SETUID;
+
+/// What the agent of a machine needs beside them until a job's first byte: to become somebody new, and to size the
+/// throw-away disk.
+pub(crate) const MACHINE_KEEPS: u64 = CAP_SYS_ADMIN | CAP_SYS_TIME;
 
 /// No capabilities for user id 0 at exec, none kept over a change of user id, none ambient; and all that for good.
 const SECUREBITS: libc::c_ulong = (libc::SECBIT_NOROOT
@@ -61,15 +68,43 @@ pub(crate) fn become_job(identity: Option<Identity>) -> Result<(), Failure> {
     prove_empty()
 }
 
-/// Makes this process the agent's own user, which can signal the job and open files as the job, and no more.
-pub(crate) fn become_agent(identity: Identity) -> Result<(), Failure> {
+/// Leaves this process no more than an agent needs, and for now `more`.
+pub(crate) fn confine_agent(identity: Option<Identity>, more: u64) -> Result<(), Failure> {
+    if let Some(identity) = identity {
+        become_agent(identity, more)?;
+        // Once more: the change of user undid it.
+        guard_process().at("guard the agent")?;
+    }
+    prctl::set_no_new_privs().at("set the agent's no_new_privs")?;
+    // Modes of files are the host's to say.
+    umask(Mode::empty());
+    Ok(())
+}
+
+/// Gives up what an agent was left for a while.
+pub(crate) fn keep_no_more() -> Result<(), Failure> {
+    let kept = agent_keeps(0);
+    sys::capset(kept).at("give up the machine")?;
+    if sys::capget().at("read capabilities")? == kept {
+        Ok(())
+    } else {
+        Err(Failure::Unproved("the agent still has a machine's capabilities".into()))
+    }
+}
+
+fn agent_keeps(more: u64) -> Capabilities {
+    let kept = AGENT_KEEPS | more;
+    Capabilities { effective: kept, permitted: kept, inheritable: 0 }
+}
+
+/// Makes this process the agent's own user, which can signal the job and open files as the job.
+fn become_agent(identity: Identity, more: u64) -> Result<(), Failure> {
     empty_bounding_set();
     prctl::set_keepcaps(true).at("keep capabilities")?;
     change_user(identity.agent, identity.gid).at("become the agent's user")?;
     prctl::set_keepcaps(false).at("stop keeping capabilities")?;
     clear_ambient().at("clear the agent's ambient capabilities")?;
-    let kept = Capabilities { effective: AGENT_KEEPS, permitted: AGENT_KEEPS, inheritable: 0 };
-    sys::capset(kept).at("limit the agent's capabilities")?;
+    sys::capset(agent_keeps(more)).at("limit the agent's capabilities")?;
     if !Set::Bounding.is_empty().at("read the agent's bounding set")? {
         return Err(Failure::Unproved("the agent's bounding set is not empty".into()));
     }

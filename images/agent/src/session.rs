@@ -5,15 +5,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::{fs, io};
 
 use agent::codec::{FIRST_AGENT_STREAM, Frame, StreamId};
 use agent::message::{Armed, Bounds, Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
-use nix::sys::prctl;
 use nix::sys::signal::{self, SigHandler, SigSet};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::{Mode, umask};
 use nix::sys::utsname::uname;
 
 use crate::arm::{self, ArmedProcess, JobCgroups};
@@ -58,8 +57,8 @@ struct Session {
     children: SignalFd,
     phase: Phase,
     machine: Option<Machine>,
-    /// In a machine the agent keeps its rights until the first byte of a job, for the job's limits come last.
-    rights: Option<Hello>,
+    /// In a machine the agent keeps some rights until the first byte of a job, for the job's limits come last.
+    has_rights: bool,
     /// The job's streams, from its start on: its output is still on the way when it ended.
     stdio: Option<Stdio>,
     /// From the job's start on, if it was given a way out.
@@ -82,12 +81,12 @@ pub(crate) fn serve(find: impl FnOnce() -> Result<Surroundings, Failure>) -> Fai
         Err(failure) => return failure,
     };
     let mut session = match greet(&mut channel, find) {
-        Ok(Greeted { children, process, machine, rights }) => Session {
+        Ok((Stage { children, process, .. }, machine)) => Session {
             channel,
             children,
             phase: Phase::Armed(process),
+            has_rights: machine.is_some(),
             machine,
-            rights,
             stdio: None,
             tunnels: None,
             uploads: BTreeMap::new(),
@@ -112,19 +111,35 @@ fn tell(channel: &mut Channel, failure: Failure) -> Failure {
     Failure::Reported(fault)
 }
 
-/// What a conversation begins with.
-struct Greeted {
+/// The armed process, and how the end of a child is heard.
+#[derive(Debug)]
+pub(crate) struct Stage {
     children: SignalFd,
-    process: ArmedProcess,
-    machine: Option<Machine>,
-    rights: Option<Hello>,
+    pub(crate) process: ArmedProcess,
+    armed: Armed,
 }
 
-/// From `Hello` to `Ready`: two processes, each with no more privilege than it needs.
+impl Stage {
+    /// Two processes, each with no more privilege than it needs. The agent keeps `more` for now.
+    ///
+    /// The groups went before.
+    pub(crate) fn set(hello: &Hello, cgroups: JobCgroups, more: u64) -> Result<Self, Failure> {
+        let children = watch_children()?;
+        let process = arm::fork(hello, &cgroups)?;
+        // Nobody needs these again, and nobody shall find them here.
+        drop(cgroups);
+        // The agent gives up its own privilege while the child arms itself.
+        privilege::confine_agent(hello.identity, more)?;
+        let armed = process.wait_armed()?;
+        Ok(Self { children, process, armed })
+    }
+}
+
+/// From `Hello` to `Ready`.
 fn greet(
     channel: &mut Channel,
     find: impl FnOnce() -> Result<Surroundings, Failure>,
-) -> Result<Greeted, Failure> {
+) -> Result<(Stage, Option<Machine>), Failure> {
     privilege::guard_process().at("guard the agent")?;
     for each in [signal::Signal::SIGPIPE, signal::Signal::SIGXFSZ] {
         // An errno says it as well.
@@ -135,40 +150,23 @@ fn greet(
     if hello.version != VERSION {
         return Err(Failure::Version { host: hello.version });
     }
-    let children = watch_children()?;
-    let (process, job, machine) = match surroundings {
+    let (stage, machine) = match surroundings {
         Surroundings::OfHost(cgroups) => {
-            let (process, job) = arm_in(cgroups, &hello)?;
-            (process, job, None)
+            // Before the fork, for both processes.
+            privilege::clear_groups()?;
+            (Stage::set(&hello, cgroups, 0)?, None)
         }
-        Surroundings::OfMachine(mut machine) => {
-            let (process, job) = machine.process(&hello)?;
-            (process, job, Some(machine))
-        }
+        Surroundings::OfMachine(mut machine) => (machine.stage(&hello)?, Some(machine)),
     };
     let ready = Ready {
         version: VERSION,
         nonce: hello.nonce,
         boot_id: boot_id()?,
         kernel: uname().at("ask for the kernel's release")?.release().to_string_lossy().into_owned(),
-        job,
+        job: stage.armed,
     };
     channel.send(0, ToHost::Ready(ready))?;
-    let rights = machine.is_some().then_some(hello);
-    Ok(Greeted { children, process, machine, rights })
-}
-
-/// Arms the job's process, and leaves the agent with no more privilege than it needs.
-fn arm_in(cgroups: JobCgroups, hello: &Hello) -> Result<(ArmedProcess, Armed), Failure> {
-    // Before the fork, for both processes.
-    privilege::clear_groups()?;
-    let process = arm::fork(hello, &cgroups)?;
-    // Nobody needs these again, and nobody shall find them here.
-    drop(cgroups);
-    // The agent gives up its own privilege while the child arms itself.
-    confine_agent(hello)?;
-    let job = process.wait_armed()?;
-    Ok((process, job))
+    Ok((stage, machine))
 }
 
 /// The host's first word, and before it, in a machine, that this is another life.
@@ -193,21 +191,12 @@ fn watch_children() -> Result<SignalFd, Failure> {
     SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).at("watch for SIGCHLD")
 }
 
-fn confine_agent(hello: &Hello) -> Result<(), Failure> {
-    if let Some(identity) = hello.identity {
-        privilege::become_agent(identity)?;
-        // Once more: the change of user undid it.
-        privilege::guard_process().at("guard the agent")?;
-    }
-    prctl::set_no_new_privs().at("set the agent's no_new_privs")?;
-    // Modes of files are the host's to say.
-    umask(Mode::empty());
-    Ok(())
-}
-
-fn boot_id() -> Result<String, Failure> {
-    match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
-        Ok(text) => Ok(text.trim_end().to_owned()),
+/// The kernel's name for this boot, as every program reads it.
+pub(crate) fn boot_id() -> Result<String, Failure> {
+    // Without asking how long it is: in a machine each call counts.
+    let mut text = [0; 64];
+    match File::open("/proc/sys/kernel/random/boot_id").and_then(|mut file| file.read(&mut text)) {
+        Ok(len) => Ok(String::from_utf8_lossy(&text[..len]).trim_end().to_owned()),
         // gVisor's kernel has none.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(Failure::of_io("read the boot id", &error)),
@@ -302,8 +291,8 @@ impl Session {
         if let ToAgent::Bound(bounds) = frame.message {
             return self.bound(&bounds);
         }
-        if let Some(hello) = self.rights.take() {
-            confine_agent(&hello)?;
+        if std::mem::take(&mut self.has_rights) {
+            privilege::keep_no_more()?;
         }
         match frame.message {
             ToAgent::Hello(_) => Err(Failure::OutOfTurn("a second Hello")),
@@ -328,8 +317,8 @@ impl Session {
     }
 
     fn bound(&self, bounds: &Bounds) -> Result<(), Failure> {
-        match (&self.machine, &self.rights) {
-            (Some(machine), Some(_)) => machine.bound(bounds),
+        match &self.machine {
+            Some(machine) if self.has_rights => machine.bound(bounds),
             _ => Err(Failure::OutOfTurn("limits behind a job's first byte, or outside of a machine")),
         }
     }

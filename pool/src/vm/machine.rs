@@ -4,11 +4,11 @@
 //! no USB, no shared folder, no monitor but ours. The writable layer is the guest's own memory, so nothing of it is ever a
 //! file of the host's.
 
-use agent::message::Bounds;
+use agent::message::{Bounds, Identity};
 use images::{Image, MachineForm, RootMode};
 
 use super::{Accelerator, qemu};
-use crate::limits::Limits;
+use crate::{limits::Limits, workshop::identity};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -23,6 +23,12 @@ const SMALLEST: u64 = 128 * MIB;
 /// What QEMU itself may use beside the guest's memory: its code's translations, devices, buffers.
 const TRANSLATIONS_MIB: u64 = 32;
 const QEMU_NEEDS: u64 = (TRANSLATIONS_MIB + 160) * MIB;
+
+/// What a guest's kernel would do and nobody asks it for: security modules without a policy, watching for pressure and for
+/// hangs of its own, groups of terminals, tidying its memory while it waits, sums of counters each second. Emulated, all of
+/// that is translated in each life anew.
+const UNUSED: &str = "lsm=landlock,lockdown,yama psi=0 nowatchdog noautogroup \
+                      sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=3600";
 
 /// Threads of one QEMU: its loop, one for each CPU, and its helpers, which alone may be 64 while a snapshot is written. It
 /// dies where one is refused.
@@ -46,8 +52,7 @@ pub(super) struct Machine {
     pub(super) accelerator: Accelerator,
     pub(super) memory: u64,
     pub(super) cpus: u32,
-    uid: u32,
-    gid: u32,
+    identity: Identity,
     writable_root: bool,
 }
 
@@ -74,16 +79,15 @@ impl Machine {
             accelerator,
             memory: memory_for(limits.memory),
             cpus: cpus_for(limits.cpu_millis),
-            uid: image.config.user,
-            gid: image.config.group,
+            identity: identity(image),
             writable_root: image.config.root == RootMode::Writable,
         }
     }
 
     /// One in which no job will be.
     pub(super) fn smallest(form: MachineForm, qemu: qemu::Installed, accelerator: Accelerator) -> Self {
-        let (memory, cpus, uid, gid, writable_root) = (SMALLEST, 1, 0, 0, false);
-        Self { form, qemu, accelerator, memory, cpus, uid, gid, writable_root }
+        let (identity, writable_root) = (Identity { agent: 0, uid: 0, gid: 0 }, false);
+        Self { form, qemu, accelerator, memory: SMALLEST, cpus: 1, identity, writable_root }
     }
 
     /// Its name among those of one image.
@@ -186,10 +190,11 @@ impl Machine {
     }
 
     pub(super) fn kernel_command_line(&self) -> String {
+        let Identity { agent, uid, gid } = self.identity;
         let root = if self.writable_root { "writable" } else { "read-only" };
         // Emulated, a CPU does not run ahead of what it may: the kernel's care about that costs and guards nothing.
         let mitigations = if self.accelerator == Accelerator::Tcg { "mitigations=off " } else { "" };
-        format!("quiet panic=-1 {mitigations}-- --machine {} {} {root}", self.uid, self.gid)
+        format!("quiet panic=-1 {UNUSED} {mitigations}-- --machine {agent} {uid} {gid} {root}")
     }
 }
 

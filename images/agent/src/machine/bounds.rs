@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use agent::message::{Bounds, Memory};
 use nix::fcntl::{OFlag, open, openat};
@@ -19,15 +20,23 @@ use crate::failure::{At, Failure};
 const TREE: &str = "/cgroup";
 
 /// Where the job is counted. The agent stays at the top of the tree, which has no limits.
+///
+/// Its files are opened while the agent may: it writes and reads them when it has no right left to.
 #[derive(Debug)]
 pub(super) struct JobCgroup {
     directory: OwnedFd,
-    /// Opened while the agent may: it reads them when it has no right left.
-    events: OwnedFd,
-    peak: Option<OwnedFd>,
-    processes: OwnedFd,
+    limits: Limits,
+    events: File,
+    peak: Option<File>,
+    processes: File,
     /// Those in force: what is so already is not written again, for where code is translated as it runs each step costs.
     bounds: Cell<Option<Bounds>>,
+}
+
+#[derive(Debug)]
+struct Limits {
+    memory: File,
+    pids: File,
 }
 
 impl JobCgroup {
@@ -38,18 +47,19 @@ impl JobCgroup {
         mount(nothing, TREE, Some("cgroup2"), flags, nothing).at("mount the cgroup tree")?;
         let tree =
             open(TREE, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).at("open the cgroup tree")?;
-        write(&tree, "cgroup.subtree_control", "+memory +pids")?;
+        write(&opened(&tree, "cgroup.subtree_control", OFlag::O_WRONLY)?, "+memory +pids")?;
         mkdirat(&tree, "job", Mode::from_bits_retain(0o755)).at("make the job's cgroup")?;
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(&tree, "job", flags, Mode::empty()).at("open the job's cgroup")?;
-        write(&directory, "memory.oom.group", "1")?;
-        write(&directory, "cgroup.max.descendants", "0")?;
-        let read = |name: &str| openat(&directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-        let events = read("memory.events").at("open memory.events")?;
+        let to_write = |name: &str| opened(&directory, name, OFlag::O_WRONLY);
+        let to_read = |name: &str| opened(&directory, name, OFlag::O_RDONLY);
+        write(&to_write("memory.oom.group")?, "1")?;
+        write(&to_write("cgroup.max.descendants")?, "0")?;
+        let limits = Limits { memory: to_write("memory.max")?, pids: to_write("pids.max")? };
+        let (events, processes) = (to_read("memory.events")?, to_read("cgroup.procs")?);
         // Since Linux 5.19; before it the peak is not known.
-        let peak = read("memory.peak").ok();
-        let processes = read("cgroup.procs").at("open cgroup.procs")?;
-        Ok(Self { directory, events, peak, processes, bounds: Cell::new(None) })
+        let peak = to_read("memory.peak").ok();
+        Ok(Self { directory, limits, events, peak, processes, bounds: Cell::new(None) })
     }
 
     pub(super) fn directory(&self) -> Result<OwnedFd, Failure> {
@@ -61,10 +71,10 @@ impl JobCgroup {
         let before = self.bounds.take();
         let changes = |of: fn(&Bounds) -> u64| before.as_ref().map(of) != Some(of(bounds));
         if changes(|it| it.memory) {
-            write(&self.directory, "memory.max", &bounds.memory.to_string())?;
+            write(&self.limits.memory, &bounds.memory.to_string())?;
         }
         if changes(|it| it.pids.into()) {
-            write(&self.directory, "pids.max", &bounds.pids.to_string())?;
+            write(&self.limits.pids, &bounds.pids.to_string())?;
         }
         if changes(|it| it.disk) || changes(|it| it.inodes) {
             root::resize(bounds)?;
@@ -77,7 +87,9 @@ impl JobCgroup {
     pub(super) fn end_all_but(&self, spared: Option<Pid>) -> Result<(), Failure> {
         loop {
             let processes = read(&self.processes);
-            let pids = processes.lines().filter_map(|line| line.parse().ok().map(Pid::from_raw));
+            // What a page had no room for is read the next time.
+            let whole = processes.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let pids = whole.lines().filter_map(|line| line.parse().ok().map(Pid::from_raw));
             let mut others = pids.filter(|pid| Some(*pid) != spared).peekable();
             if others.peek().is_none() {
                 return Ok(());
@@ -104,18 +116,19 @@ impl JobCgroup {
     }
 }
 
-/// A counter that cannot be read counts as nothing.
-fn read(file: &OwnedFd) -> String {
-    let mut text = String::new();
-    if let Ok(file) = file.try_clone() {
-        let mut file = File::from(file);
-        let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    }
-    text
+/// What a file of the cgroup says now, as far as a page goes. One that cannot be read says nothing.
+fn read(file: &File) -> String {
+    let mut text = [0; 4096];
+    let len = file.read_at(&mut text, 0).unwrap_or(0);
+    String::from_utf8_lossy(&text[..len]).into_owned()
 }
 
-fn write(directory: impl AsFd, name: &str, value: &str) -> Result<(), Failure> {
-    let step = || format!("write {value} to {name}");
-    let file = openat(directory, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).at(&step())?;
-    File::from(file).write_all(value.as_bytes()).map_err(|error| Failure::of_io(&step(), &error))
+fn opened(directory: impl AsFd, name: &str, access: OFlag) -> Result<File, Failure> {
+    let file = openat(directory, name, access | OFlag::O_CLOEXEC, Mode::empty());
+    file.map(File::from).at(&format!("open {name}"))
+}
+
+fn write(mut file: &File, value: &str) -> Result<(), Failure> {
+    file.write_all(value.as_bytes())
+        .map_err(|error| Failure::of_io(&format!("write {value} to a cgroup's file"), &error))
 }

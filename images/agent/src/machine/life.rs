@@ -1,7 +1,7 @@
 //! What begins anew with each life of the machine: randomness, names, the clock.
 
-use std::fs::{self, File};
-use std::io::{Seek, Write};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use agent::message::Resume;
 use nix::sys::time::TimeSpec;
@@ -13,37 +13,52 @@ use crate::sys;
 
 const NANOS: u64 = 1_000_000_000;
 
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
 /// The files that programs read a machine's names from. They lie in a place of their own and are bound over the image's.
 #[derive(Debug)]
 pub(super) struct Names {
-    pub(super) boot_id: File,
-    pub(super) machine_id: File,
+    pub(super) boot_id: Name,
+    pub(super) machine_id: Name,
+}
+
+/// A file of one line.
+#[derive(Debug)]
+pub(super) struct Name {
+    file: File,
+    length: usize,
 }
 
 impl Names {
     pub(super) fn renew(&mut self, resume: &Resume) -> Result<(), Failure> {
         sethostname(&resume.hostname).at("set the host name")?;
-        rewrite(&mut self.boot_id, &resume.boot_id)
-            .map_err(|error| Failure::of_io("renew the boot id", &error))?;
-        rewrite(&mut self.machine_id, &resume.machine_id)
+        self.boot_id.rewrite(&resume.boot_id).map_err(|error| Failure::of_io("renew the boot id", &error))?;
+        self.machine_id
+            .rewrite(&resume.machine_id)
             .map_err(|error| Failure::of_io("renew the machine id", &error))
     }
 }
 
-fn rewrite(file: &mut File, line: &str) -> std::io::Result<()> {
-    file.rewind()?;
-    file.set_len(0)?;
-    writeln!(file, "{line}")
+impl Name {
+    /// An empty file is a name that is yet to be given.
+    pub(super) fn of(file: File) -> Self {
+        Self { file, length: 0 }
+    }
+
+    /// In place: a file that is emptied first gives its page away and takes another one.
+    fn rewrite(&mut self, line: &str) -> std::io::Result<()> {
+        let text = format!("{line}\n");
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        if text.len() < self.length {
+            self.file.set_len(text.len() as u64)?;
+        }
+        self.length = text.len();
+        Ok(())
+    }
 }
 
 /// Mixes the host's bytes into the kernel's generator and has it begin anew with them, on every CPU.
-pub(super) fn reseed(entropy: &[u8; 32]) -> Result<(), Failure> {
-    let device = File::options().write(true).open("/dev/random");
-    let device = device.map_err(|error| Failure::of_io("open /dev/random", &error))?;
-    sys::add_entropy(&device, entropy).at("add entropy")?;
-    sys::reseed(&device).at("reseed the random generator")
+pub(super) fn reseed(generator: &File, entropy: &[u8; 32]) -> Result<(), Failure> {
+    sys::add_entropy(generator, entropy).at("add entropy")?;
+    sys::reseed(generator).at("reseed the random generator")
 }
 
 /// When the host's word arrived, by a clock that nobody sets.
@@ -65,10 +80,4 @@ impl Arrival {
 pub(super) fn clock() -> Result<u64, Failure> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).at("read the clock")?;
     Ok(now.tv_sec() as u64 * NANOS + now.tv_nsec() as u64)
-}
-
-/// As every program of the machine reads it.
-pub(super) fn boot_id() -> Result<String, Failure> {
-    let text = fs::read_to_string(BOOT_ID).map_err(|error| Failure::of_io("read the boot id", &error))?;
-    Ok(text.trim_end().to_owned())
 }

@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{chdir, chroot};
 
-use super::life::Names;
+use super::life::{Name, Names};
 use super::{Owner, drivers};
 use crate::failure::{At, Failure};
 
@@ -37,7 +37,7 @@ pub(super) fn enter(owner: Owner) -> Result<Names, Failure> {
     for (name, _, mode, jobs) in SCRATCH {
         let path = format!("{SCRATCH_DISK}/{name}");
         directory_of(&path, mode)?;
-        let (uid, gid) = if jobs { (owner.uid, owner.gid) } else { (0, 0) };
+        let (uid, gid) = if jobs { (owner.identity.uid, owner.identity.gid) } else { (0, 0) };
         chown(&path, Some(uid), Some(gid))
             .map_err(|error| Failure::of_io("own the throw-away disk", &error))?;
     }
@@ -136,7 +136,7 @@ fn proc() -> Result<(), Failure> {
 /// Puts files that can be written anew over those that the kernel and the image would name the machine by.
 fn names() -> Result<Names, Failure> {
     fresh("names", NAMES, "tmpfs", INERT, "size=64k,nr_inodes=8,mode=0755")?;
-    let file = |name: &str, over: &str| -> Result<File, Failure> {
+    let file = |name: &str, over: &str| -> Result<Name, Failure> {
         let path = format!("{NAMES}/{name}");
         let of_io = |error: std::io::Error| Failure::of_io("make a file for a name", &error);
         let file = File::create_new(&path).map_err(of_io)?;
@@ -146,7 +146,7 @@ fn names() -> Result<Names, Failure> {
             bind(&path, &place)?;
             remount(&place, INERT)?;
         }
-        Ok(file)
+        Ok(Name::of(file))
     };
     Ok(Names {
         boot_id: file("boot-id", "/proc/sys/kernel/random/boot_id")?,
