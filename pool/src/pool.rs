@@ -317,6 +317,7 @@ impl Pool {
         // Its clone of the ledger goes with it, so its end is waited for.
         let _ = reaper.await;
         keeper.close().await;
+        tiers.vm.close().await;
         let (fleet, stable) = (tiers.docker.fleet(), tiers.vm.stable());
         if let Some(Tiers { workshop, chroot, nspawn, docker, vm, .. }) = Arc::into_inner(tiers) {
             drop((chroot, nspawn, docker, vm));
@@ -375,9 +376,7 @@ async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
             tracing::error!(%error, "a look for dead processes' leftovers failed");
         }
         tiers.docker.sweep(look % SWEEPS_TO_FORGET == 0).await;
-        if let Some(stable) = tiers.vm.stable() {
-            stable.sweep().await;
-        }
+        tiers.vm.sweep().await;
     }
 }
 

@@ -34,7 +34,7 @@ pub use self::{
 };
 use self::{
     accelerator::Judge,
-    fork::{Complaints, Fork},
+    fork::{Fork, Started},
     libvirt::{Begun, Libvirt, Stable},
     machine::Machine,
 };
@@ -46,11 +46,9 @@ pub(crate) use self::{
 use crate::{
     body::Body,
     failpoint, greeting,
-    id::Id,
     lease::Proof,
     limits::Limits,
     proof,
-    sandbox::Sandbox,
     workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
 };
 
@@ -138,14 +136,11 @@ impl Tier {
         owner: Option<&str>,
     ) -> Result<Begun, MakeError> {
         let template = fork.template(machine, bounds_of(limits), owner).await?;
-        let generation = Id::random();
-        let remains = self.workshop.lay_out(generation, &machine.host_limits(limits))?;
-        let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
-        let complaints = Complaints::new()?;
-        failpoint::pass("vm-laid-out");
         let began = Instant::now();
+        let Started { generation, sandbox, complaints, running } =
+            fork.start(&template, machine, limits, owner).await?;
         let settled = async {
-            let mut channel = fork.clone_of(&template, machine, &mut sandbox, &complaints).await?;
+            let mut channel = running.go_on().await?;
             let cloned = began.elapsed();
             failpoint::pass("vm-begun");
             freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
@@ -162,6 +157,25 @@ impl Tier {
             timeout(MAKING_DEADLINE, settled).await.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()));
         let (channel, ready) = settled.map_err(|error| complaints.explain(error))?;
         Ok(Begun { generation, sandbox, channel, ready })
+    }
+
+    /// Ends what has waited for too long, or could not be ended before.
+    pub(crate) async fn sweep(&self) {
+        match &self.maker {
+            Maker::Fork(fork) => fork.sweep(),
+            Maker::Libvirt(libvirt) => {
+                if let Some(stable) = libvirt.stable() {
+                    stable.sweep().await;
+                }
+            }
+        }
+    }
+
+    /// Ends what waits for a life that will not come.
+    pub(crate) async fn close(&self) {
+        if let Maker::Fork(fork) = &self.maker {
+            fork.close().await;
+        }
     }
 
     /// The machines that rest, where there are such.

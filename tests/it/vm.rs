@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -211,6 +212,60 @@ fn a_machine_that_is_killed_is_lost_and_the_next_life_is_well() {
         running.finish().code(125).says(&["the sandbox was lost"]);
         eventually("nothing is left", || place.node.leftovers().is_empty().then_some(()));
         place.run(["true"]).finish().code(0);
+    });
+}
+
+#[test]
+fn a_process_that_waits_for_a_life_serves_it_and_its_end_costs_no_job() {
+    on(Tier::Vm, |place| {
+        let node = &place.node;
+        let job = |number: usize| {
+            let command = ["sleep", "3"];
+            json!({ "schema_version": 1, "id": format!("job-{number}"), "image": "minimal", "tier": "vm", "command": command })
+                .to_string()
+        };
+        let lines: Vec<String> = (0..8).map(job).collect();
+        let (jobs, results) = (node.write("jobs", lines.join("\n")), node.file("results"));
+        let words = ["batch", &jobs, "--jobs", "1", "-o", results.to_str().unwrap()];
+        let batch = node.mayfly(words).env("MAYFLY_LOG", "warn").start();
+        // One whose process lives and of which the ledger knows nothing, for longer than it takes to be made clean.
+        let await_spare = || {
+            let mut candidate = (String::new(), Instant::now());
+            eventually("a process waits for a life", || {
+                let (all, ledger) = (node.instances(), node.ledger());
+                let known =
+                    |of: &Sandbox| ledger.iter().any(|record| record["generation"] == of.generation());
+                let mut spares = all.iter().flat_map(|instance| Sandbox::all_of(instance));
+                let spare = spares.find(|sandbox| !known(sandbox) && sandbox.job().len() == 1)?;
+                if candidate.0 != spare.generation() {
+                    candidate = (spare.generation().to_owned(), Instant::now());
+                }
+                (candidate.1.elapsed() > Duration::from_millis(1500))
+                    .then(|| (candidate.0.clone(), spare.job()))
+            })
+        };
+        let served = |generation: &str| {
+            let of_it = |event: &str| {
+                node.ledger()
+                    .iter()
+                    .any(|record| record["generation"] == generation && record["event"] == event)
+            };
+            of_it("consumed").then_some(())
+        };
+        let (first, _) = await_spare();
+        eventually("it serves a job", || served(&first));
+        let (second, processes) = await_spare();
+        signal(&processes, Signal::KILL);
+        let finished = batch.finish().code(0);
+        assert_eq!(served(&second), None, "a job was given what had ended");
+        assert!(!finished.stderr().contains("WARN"), "{}", finished.stderr());
+        let ended = fs::read_to_string(results).unwrap();
+        assert_eq!(
+            ended.lines().filter(|line| line.contains("\"outcome\":\"succeeded\"")).count(),
+            8,
+            "{ended}"
+        );
+        assert_eq!(node.leftovers(), [""; 0]);
     });
 }
 

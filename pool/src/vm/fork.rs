@@ -3,14 +3,16 @@
 //! What the first one leaves is a template: its memory in a file that nobody can write to any more, and the state of its
 //! devices. A clone is a QEMU of its own whose memory is a private copy of that file, made page by page as it writes. It is
 //! started ahead of its job, so that a checkout is one frame. `fork/template.rs` is how a template is made and kept,
-//! `fork/launch.rs` the place where QEMU runs.
+//! `fork/launch.rs` the place where QEMU runs, `fork/spares.rs` where a process waits for the next life.
 
 pub(super) mod launch;
+mod spares;
 mod template;
 
 pub(super) use self::template::boots;
 
 use std::{
+    fmt,
     fs::File,
     io::{self, PipeReader, PipeWriter},
     os::{
@@ -23,9 +25,17 @@ use std::{
 
 use agent::message::Bounds;
 use serde_json::json;
-use tokio::{net::UnixStream, sync::OnceCell, time::sleep};
+use tokio::{
+    net::UnixStream,
+    sync::OnceCell,
+    time::{sleep, timeout},
+};
 
-use self::{launch::Launch, template::Template};
+use self::{
+    launch::Launch,
+    spares::{Purpose, Spares},
+    template::Template,
+};
 use super::{
     error::VmError,
     machine::{Begin, Machine},
@@ -35,9 +45,12 @@ use crate::{
     cgroup::Entry,
     channel::Channel,
     chroot::plan::{Entries, Task},
+    failpoint,
+    id::{GenerationId, Id},
+    limits::Limits,
     nspawn::notice::complaint,
     sandbox::Sandbox,
-    workshop::{MakeError, Workshop},
+    workshop::{MAKING_DEADLINE, MakeError, Workshop},
 };
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
@@ -51,6 +64,7 @@ pub(super) struct Fork {
     workshop: Arc<Workshop>,
     /// By the machine's kind, and by its owner where that matters. Each is made once, and whoever comes meanwhile waits.
     templates: Mutex<Templates>,
+    spares: Arc<Spares>,
 }
 
 /// The one that was asked for last comes last.
@@ -62,7 +76,23 @@ pub(super) struct Running {
     pub(super) monitor: Monitor,
 }
 
+/// A process that has yet to take over the state of its template, in the sandbox that it is to be.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) generation: GenerationId,
+    pub(super) sandbox: Sandbox,
+    pub(super) complaints: Complaints,
+    pub(super) running: Running,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
+}
+
 /// Where QEMU says why it gave up. No word of a guest's ever gets there.
+#[derive(Debug)]
 pub(super) struct Complaints {
     ours: PipeReader,
     theirs: PipeWriter,
@@ -85,7 +115,7 @@ impl Complaints {
 
 impl Fork {
     pub(super) fn new(workshop: Arc<Workshop>) -> Self {
-        Self { workshop, templates: Mutex::default() }
+        Self { workshop, templates: Mutex::default(), spares: Arc::default() }
     }
 
     /// The template of a kind of machines: of this process, of the disk, or booted now.
@@ -98,7 +128,7 @@ impl Fork {
         owner: Option<&str>,
     ) -> Result<Arc<Template>, MakeError> {
         // An owner's is read from the disk into memory of its own.
-        let cell = self.cell(format!("{} {}", machine.kind(), owner.unwrap_or_default()));
+        let cell = self.cell(name(machine, owner));
         let template =
             cell.get_or_try_init(|| template::load_or_boot(&self.workshop, machine, bounds)).await?;
         Ok(Arc::clone(template))
@@ -116,22 +146,77 @@ impl Fork {
         cell
     }
 
-    /// A machine that goes on where the template stopped. Nobody has told it yet that it is another.
-    pub(super) async fn clone_of(
+    /// A process for a life of a template: one that waits for that, or one that is started now.
+    pub(super) async fn start(
         &self,
+        template: &Arc<Template>,
+        machine: &Machine,
+        limits: &Limits,
+        owner: Option<&str>,
+    ) -> Result<Started, MakeError> {
+        let purpose = Purpose { name: name(machine, owner), limits: *limits };
+        let started = match self.spares.take(&purpose, template) {
+            Some(started) => started,
+            None => Started::new(&self.workshop, template, machine, limits).await?,
+        };
+        let (workshop, template, machine) =
+            (Arc::clone(&self.workshop), Arc::clone(template), machine.clone());
+        let (of, limits) = (Arc::clone(&template), *limits);
+        let another = async move { Started::new(&workshop, &template, &machine, &limits).await };
+        self.spares.follow(purpose, &of, another);
+        Ok(started)
+    }
+
+    /// Ends what has waited for too long.
+    pub(super) fn sweep(&self) {
+        self.spares.sweep();
+    }
+
+    /// Ends what waits.
+    pub(super) async fn close(&self) {
+        self.spares.close().await;
+    }
+}
+
+/// By the machine's kind, and by its owner where that matters.
+fn name(machine: &Machine, owner: Option<&str>) -> String {
+    format!("{} {}", machine.kind(), owner.unwrap_or_default())
+}
+
+impl Started {
+    async fn new(
+        workshop: &Workshop,
         template: &Template,
         machine: &Machine,
-        sandbox: &mut Sandbox,
-        complaints: &Complaints,
-    ) -> Result<Channel, MakeError> {
+        limits: &Limits,
+    ) -> Result<Self, MakeError> {
+        let generation = Id::random();
+        let remains = workshop.lay_out(generation, &machine.host_limits(limits))?;
+        let mut sandbox = Sandbox::new(remains, &workshop.undertaker);
+        let complaints = Complaints::new()?;
+        failpoint::pass("vm-laid-out");
         let state = template.state().map_err(VmError::template("open the state of", machine.shape()))?;
         let disk = open(machine)?;
         let fds = [template.memory(), disk.as_fd(), state.as_fd()];
-        let Running { channel, mut monitor } =
-            start(&self.workshop, sandbox, machine, Begin::Resume, &fds, complaints).await?;
-        goes_on(&mut monitor).await.map_err(VmError::from)?;
+        let running = start(workshop, &mut sandbox, machine, Begin::Resume, &fds, &complaints);
+        let running = timeout(MAKING_DEADLINE, running).await;
+        let running = running.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()));
+        let running = running.map_err(|error| complaints.explain(error))?;
+        Ok(Self { generation, sandbox, complaints, running })
+    }
+
+    /// Whether it waits as it was left.
+    fn is_well(&self) -> bool {
+        self.sandbox.is_alive() && !self.sandbox.is_halted()
+    }
+}
+
+impl Running {
+    /// Goes on where the template stopped. Nobody has told the machine yet that it is another.
+    pub(super) async fn go_on(mut self) -> Result<Channel, MakeError> {
+        goes_on(&mut self.monitor).await.map_err(VmError::from)?;
         // The monitor is closed with this: nobody has a question any more.
-        Ok(channel)
+        Ok(self.channel)
     }
 }
 
