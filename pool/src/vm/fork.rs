@@ -20,16 +20,11 @@ use std::{
         unix::net::UnixStream as StdStream,
     },
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use agent::message::Bounds;
 use serde_json::json;
-use tokio::{
-    net::UnixStream,
-    sync::OnceCell,
-    time::{sleep, timeout},
-};
+use tokio::{net::UnixStream, sync::OnceCell, time::timeout};
 
 use self::{
     launch::Launch,
@@ -52,8 +47,6 @@ use crate::{
     sandbox::Sandbox,
     workshop::{MAKING_DEADLINE, MakeError, Workshop},
 };
-
-const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// How many templates a process holds: each is as much memory as a guest has used. Those of the disk are soon read again.
 const MOST_TEMPLATES: usize = 32;
@@ -198,7 +191,12 @@ impl Started {
         let state = template.state().map_err(VmError::template("open the state of", machine.shape()))?;
         let disk = open(machine)?;
         let fds = [template.memory(), disk.as_fd(), state.as_fd()];
-        let running = start(workshop, &mut sandbox, machine, Begin::Resume, &fds, &complaints);
+        let running = async {
+            let mut running =
+                start(workshop, &mut sandbox, machine, Begin::Resume, &fds, &complaints).await?;
+            ignore_shared(&mut running.monitor).await.map_err(VmError::from)?;
+            Ok(running)
+        };
         let running = timeout(MAKING_DEADLINE, running).await;
         let running = running.unwrap_or(Err(VmError::Late(MAKING_DEADLINE).into()));
         let running = running.map_err(|error| complaints.explain(error))?;
@@ -214,8 +212,10 @@ impl Started {
 impl Running {
     /// Goes on where the template stopped. Nobody has told the machine yet that it is another.
     pub(super) async fn go_on(mut self) -> Result<Channel, MakeError> {
-        goes_on(&mut self.monitor).await.map_err(VmError::from)?;
-        // The monitor is closed with this: nobody has a question any more.
+        let uri = format!("fd:{}", super::machine::STATE_FD);
+        self.monitor.ask("migrate-incoming", json!({ "uri": uri })).await.map_err(VmError::from)?;
+        // It runs as soon as it has taken over, and ends if it cannot. The monitor is closed with this, for QEMU hears it
+        // byte by byte: whether the machine is well, its agent says.
         Ok(self.channel)
     }
 }
@@ -270,28 +270,8 @@ pub(super) async fn start(
     Ok(Running { channel: Channel::new(reader, writer), monitor })
 }
 
-/// Has a machine take over the template's state and go on.
-async fn goes_on(monitor: &mut Monitor) -> Result<(), QmpError> {
-    ignore_shared(monitor).await?;
-    let uri = format!("fd:{}", super::machine::STATE_FD);
-    monitor.ask("migrate-incoming", json!({ "uri": uri })).await?;
-    await_migration(monitor, "take over the state of its template").await?;
-    monitor.ask("cont", json!({})).await.map(drop)
-}
-
 /// Memory that is a file is no part of the state.
 async fn ignore_shared(monitor: &mut Monitor) -> Result<(), QmpError> {
     let capability = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
     monitor.ask("migrate-set-capabilities", capability).await.map(drop)
-}
-
-async fn await_migration(monitor: &mut Monitor, doing: &'static str) -> Result<(), QmpError> {
-    loop {
-        let state = monitor.ask("query-migrate", json!({})).await?;
-        match state["status"].as_str() {
-            Some("completed") => return Ok(()),
-            Some("failed" | "cancelled") => return Err(QmpError::Migration(doing)),
-            _ => sleep(BETWEEN_LOOKS).await,
-        }
-    }
 }

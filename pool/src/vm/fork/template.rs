@@ -17,14 +17,18 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use agent::message::Bounds;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use serde_json::json;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
-use super::{Begin, Complaints, Machine, Running, VmError, await_migration, ignore_shared, open, start};
+use super::{Begin, Complaints, Machine, Running, VmError, ignore_shared, open, start};
 use crate::{
     failpoint,
     id::Id,
@@ -33,6 +37,8 @@ use crate::{
     vm::{BOOT_DEADLINE, bounds_of, freshness, qmp::QmpError},
     workshop::{MakeError, Workshop},
 };
+
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// What clones begin from.
 #[derive(Debug)]
@@ -147,13 +153,19 @@ pub(crate) async fn boots(workshop: &Workshop, machine: &Machine) -> Result<(), 
     boot(workshop, machine, bounds_of(&least)).await.map(drop)
 }
 
-/// Stops a machine and keeps the state of its devices.
+/// Has a machine stop and keeps the state of its devices. It stops at the end of that, as one that ran: so a clone runs.
 async fn stop(monitor: &mut super::Monitor, state: &OwnedFd) -> Result<(), QmpError> {
     ignore_shared(monitor).await?;
-    monitor.ask("stop", json!({})).await?;
     monitor.give("state", state.as_fd()).await?;
     monitor.ask("migrate", json!({ "uri": "fd:state" })).await?;
-    await_migration(monitor, "keep the state of a template").await
+    loop {
+        let state = monitor.ask("query-migrate", json!({})).await?;
+        match state["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => return Err(QmpError::Migration("keep the state of a template")),
+            _ => sleep(BETWEEN_LOOKS).await,
+        }
+    }
 }
 
 #[cfg(test)]
