@@ -152,6 +152,18 @@ impl Channel {
         Ok(())
     }
 
+    /// Takes a frame as though the host had sent it.
+    pub(crate) fn hear(&mut self, frame: &Frame<ToAgent>) -> Result<(), Failure> {
+        self.decoder.feed(&frame.encode()?);
+        Ok(())
+    }
+
+    /// Drops what the host has not taken.
+    pub(crate) fn forget(&mut self) {
+        self.outbox.clear();
+        self.sent = 0;
+    }
+
     /// Says a last word and gives the host one second to take it.
     pub(crate) fn say_last(&mut self, message: ToHost) {
         let told = self.send(0, message).and_then(|()| self.flush());

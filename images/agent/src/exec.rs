@@ -16,7 +16,7 @@ use crate::arm::{ORDERS, Report};
 use crate::sys;
 
 /// Where a program is looked for when the job's environment has no `PATH`.
-const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why the process could not become the job.
 type Refusal = (NotStarted, Errno);
@@ -93,6 +93,10 @@ fn search(program: &CStr, path: &[u8], execute: impl Fn(&CStr) -> Errno) -> Resu
         candidate.extend_from_slice(program.to_bytes_with_nul());
         // A NUL in PATH was refused with the environment.
         let Ok(file) = CStr::from_bytes_with_nul(&candidate) else { continue };
+        // The kernel makes half a process before it looks for the program.
+        if matches!(access(file, AccessFlags::F_OK), Err(Errno::ENOENT | Errno::ENOTDIR)) {
+            continue;
+        }
         match refusal(execute(file), file) {
             (NotStarted::NotFound, _) => {}
             // One that may not be run does not hide one that may, further on.

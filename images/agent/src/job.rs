@@ -60,10 +60,9 @@ impl Job {
         Ok((job, streams))
     }
 
-    /// The same with nobody to tell: gives the process and where its output comes from.
-    pub(crate) fn rehearse(process: ArmedProcess, run: Run) -> Result<(Pid, OwnedFd), Failure> {
-        give_orders(&process.orders, 0, run)?;
-        Ok((process.pid, process.stdout))
+    /// Its first process.
+    pub(crate) fn leader(&self) -> Pid {
+        self.leader
     }
 
     /// Signals all processes of the job. After its end there are none, and the leader's number may be another's.

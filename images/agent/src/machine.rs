@@ -17,12 +17,14 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use agent::message::{Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
 use nix::mount::{MsFlags, mount};
+use nix::unistd::Pid;
 
 use self::bounds::JobCgroup;
 use self::life::Names;
-use self::rehearsal::Rehearsal;
+pub(crate) use self::rehearsal::Rehearsal;
 use crate::arm::{self, JobCgroups};
 use crate::failure::{At, Failure};
+use crate::job::Job;
 use crate::session::{Stage, Surroundings};
 use crate::{privilege, session, sys};
 
@@ -63,12 +65,12 @@ pub(crate) struct Machine {
     cast: Option<Cast>,
 }
 
-/// Two processes that were armed before the machine's memory was kept. Where code is translated as it runs, arming costs
-/// a life more than its names and clock together; and it is the same for all.
+/// Processes that were armed before the machine's memory was kept. Where code is translated as it runs, arming costs a life
+/// more than its names and clock together; and it is the same for all.
 #[derive(Debug)]
-struct Cast {
-    rehearsal: Rehearsal,
-    stage: Stage,
+pub(crate) struct Cast {
+    pub(crate) rehearsals: Vec<Rehearsal>,
+    pub(crate) stage: Stage,
 }
 
 /// Serves the host from the machine's port. Its end ends the machine.
@@ -126,9 +128,9 @@ fn settle(owner: Owner) -> Result<Surroundings, Failure> {
     privilege::clear_groups()?;
     let hello = owner.greeting();
     let cgroups = JobCgroups { tasks: Vec::new(), directory: Some(job.directory()?) };
-    let rehearsal = Rehearsal::prepare(|| arm::fork(&hello, &cgroups), &job)?;
+    let rehearsals = Rehearsal::prepare(|| arm::fork(&hello, &cgroups), &job)?;
     let stage = Stage::set(&hello, cgroups, privilege::MACHINE_KEEPS)?;
-    let cast = Some(Cast { rehearsal, stage });
+    let cast = Some(Cast { rehearsals, stage });
     Ok(Surroundings::OfMachine(Machine { owner, random, names, job, cast }))
 }
 
@@ -146,14 +148,19 @@ impl Machine {
         Ok(Resumed { nonce: resume.nonce, boot_id: session::boot_id()?, time: life::clock()? })
     }
 
-    /// The job's process, in a machine that has just run another.
-    pub(crate) fn stage(&mut self, hello: &Hello) -> Result<Stage, Failure> {
+    /// Those who wait for this life.
+    pub(crate) fn cast(&mut self, hello: &Hello) -> Result<Cast, Failure> {
         if (hello.identity, hello.writable_root) != (Some(self.owner.identity), self.owner.writable_root) {
             return Err(Failure::OutOfTurn("a Hello for another image than the machine was booted with"));
         }
-        let Cast { rehearsal, stage } = self.cast.take().ok_or(Failure::OutOfTurn("a second Hello"))?;
-        rehearsal.run(&self.job, stage.process.pid)?;
-        Ok(stage)
+        // Nothing is given up yet. What will give it up is translated with this, and asked what there is.
+        privilege::keep(privilege::MACHINE_KEEPS)?;
+        self.cast.take().ok_or(Failure::OutOfTurn("a second Hello"))
+    }
+
+    /// Ends a rehearsal, and spares those whose orders are yet to come.
+    pub(crate) fn end(&self, rehearsed: &Job, spared: &[Pid]) -> Result<(), Failure> {
+        rehearsal::end(rehearsed, &self.job, spared)
     }
 
     /// Tightens the limits of a job that has not begun.

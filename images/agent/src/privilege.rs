@@ -81,14 +81,14 @@ pub(crate) fn confine_agent(identity: Option<Identity>, more: u64) -> Result<(),
     Ok(())
 }
 
-/// Gives up what an agent was left for a while.
-pub(crate) fn keep_no_more() -> Result<(), Failure> {
-    let kept = agent_keeps(0);
-    sys::capset(kept).at("give up the machine")?;
+/// Gives up what an agent was left for a while, but for `more`, and proves it.
+pub(crate) fn keep(more: u64) -> Result<(), Failure> {
+    let kept = agent_keeps(more);
+    sys::capset(kept).at("limit the agent's capabilities")?;
     if sys::capget().at("read capabilities")? == kept {
         Ok(())
     } else {
-        Err(Failure::Unproved("the agent still has a machine's capabilities".into()))
+        Err(Failure::Unproved("the agent has other capabilities than it should keep".into()))
     }
 }
 

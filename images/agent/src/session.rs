@@ -3,25 +3,27 @@
 //! Greeting, armed, running, ended: the states follow each other and none comes back. Requests for files are served
 //! in each of them.
 
+mod greeting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, Read};
+use std::mem;
 use std::os::fd::AsFd;
 
 use agent::codec::{FIRST_AGENT_STREAM, Frame, StreamId};
-use agent::message::{Armed, Bounds, Hello, Put, Ready, Run, Signal, ToAgent, ToHost, VERSION};
-use nix::sys::signal::{self, SigHandler, SigSet};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::utsname::uname;
+use agent::message::{Armed, Bounds, Nonce, Put, Run, Signal, ToAgent, ToHost};
+use nix::sys::signal;
+use nix::sys::signalfd::SignalFd;
 
-use crate::arm::{self, ArmedProcess, JobCgroups};
+use self::greeting::{Greeted, greet};
+pub(crate) use self::greeting::{Stage, Surroundings, boot_id};
+use crate::arm::ArmedProcess;
 use crate::channel::{Channel, waiting_for};
 use crate::failure::{At, Failure};
 use crate::files::get::Download;
 use crate::files::put::Upload;
 use crate::job::{self, Job};
-use crate::machine::Machine;
+use crate::machine::{Machine, Rehearsal};
 use crate::streams::Stdio;
 use crate::tunnels::Tunnels;
 use crate::{privilege, sys};
@@ -35,6 +37,10 @@ const DOWNLOAD_STEPS: usize = 16;
 /// How long to wait before what outlived the job is signalled again, in milliseconds.
 const SWEEP_AGAIN_MS: i32 = 10;
 
+/// When a machine that waits for its job wakes once by itself, in milliseconds: the kernel is idle by then, and its way out of
+/// that is translated when the job comes.
+const WAKE_ONCE_MS: i32 = 40;
+
 /// Places in the poll set.
 const INPUT: usize = 0;
 const OUTPUT: usize = 1;
@@ -44,14 +50,6 @@ const STDOUT: usize = 4;
 const STDERR: usize = 5;
 const TUNNELS: usize = 6;
 
-/// What the agent finds around itself.
-pub(crate) enum Surroundings {
-    /// A sandbox that was made from outside, and the cgroups of its job.
-    OfHost(JobCgroups),
-    /// One that the agent made itself.
-    OfMachine(Machine),
-}
-
 struct Session {
     channel: Channel,
     children: SignalFd,
@@ -59,6 +57,8 @@ struct Session {
     machine: Option<Machine>,
     /// In a machine the agent keeps some rights until the first byte of a job, for the job's limits come last.
     has_rights: bool,
+    /// A machine does, when it is ready.
+    wakes_once: bool,
     /// The job's streams, from its start on: its output is still on the way when it ended.
     stdio: Option<Stdio>,
     /// From the job's start on, if it was given a way out.
@@ -80,21 +80,24 @@ pub(crate) fn serve(find: impl FnOnce() -> Result<Surroundings, Failure>) -> Fai
         Ok(channel) => channel,
         Err(failure) => return failure,
     };
-    let mut session = match greet(&mut channel, find) {
-        Ok((Stage { children, process, .. }, machine)) => Session {
-            channel,
-            children,
-            phase: Phase::Armed(process),
-            has_rights: machine.is_some(),
-            machine,
-            stdio: None,
-            tunnels: None,
-            uploads: BTreeMap::new(),
-            downloads: VecDeque::new(),
-        },
+    let Greeted { nonce, stage, machine, rehearsals } = match greet(&mut channel, find) {
+        Ok(greeted) => greeted,
         Err(failure) => return tell(&mut channel, failure),
     };
-    let Err(failure) = session.run();
+    let Stage { children, process, armed } = stage;
+    let mut session = Session {
+        channel,
+        children,
+        phase: Phase::Armed(process),
+        has_rights: false,
+        wakes_once: false,
+        machine,
+        stdio: None,
+        tunnels: None,
+        uploads: BTreeMap::new(),
+        downloads: VecDeque::new(),
+    };
+    let Err(failure) = session.prepare(nonce, armed, rehearsals).and_then(|()| session.run());
     // As the first process the end of the agent is the end of all; otherwise the job is its own to end.
     if let Phase::Running(job) = &session.phase {
         job.signal(signal::Signal::SIGKILL);
@@ -111,99 +114,47 @@ fn tell(channel: &mut Channel, failure: Failure) -> Failure {
     Failure::Reported(fault)
 }
 
-/// The armed process, and how the end of a child is heard.
-#[derive(Debug)]
-pub(crate) struct Stage {
-    children: SignalFd,
-    pub(crate) process: ArmedProcess,
-    armed: Armed,
-}
-
-impl Stage {
-    /// Two processes, each with no more privilege than it needs. The agent keeps `more` for now.
-    ///
-    /// The groups went before.
-    pub(crate) fn set(hello: &Hello, cgroups: JobCgroups, more: u64) -> Result<Self, Failure> {
-        let children = watch_children()?;
-        let process = arm::fork(hello, &cgroups)?;
-        // Nobody needs these again, and nobody shall find them here.
-        drop(cgroups);
-        // The agent gives up its own privilege while the child arms itself.
-        privilege::confine_agent(hello.identity, more)?;
-        let armed = process.wait_armed()?;
-        Ok(Self { children, process, armed })
-    }
-}
-
-/// From `Hello` to `Ready`.
-fn greet(
-    channel: &mut Channel,
-    find: impl FnOnce() -> Result<Surroundings, Failure>,
-) -> Result<(Stage, Option<Machine>), Failure> {
-    privilege::guard_process().at("guard the agent")?;
-    for each in [signal::Signal::SIGPIPE, signal::Signal::SIGXFSZ] {
-        // An errno says it as well.
-        sys::dispose(each, SigHandler::SigIgn).at("ignore a signal")?;
-    }
-    let mut surroundings = find()?;
-    let hello = await_hello(channel, &mut surroundings)?;
-    if hello.version != VERSION {
-        return Err(Failure::Version { host: hello.version });
-    }
-    let (stage, machine) = match surroundings {
-        Surroundings::OfHost(cgroups) => {
-            // Before the fork, for both processes.
-            privilege::clear_groups()?;
-            (Stage::set(&hello, cgroups, 0)?, None)
-        }
-        Surroundings::OfMachine(mut machine) => (machine.stage(&hello)?, Some(machine)),
-    };
-    let ready = Ready {
-        version: VERSION,
-        nonce: hello.nonce,
-        boot_id: boot_id()?,
-        kernel: uname().at("ask for the kernel's release")?.release().to_string_lossy().into_owned(),
-        job: stage.armed,
-    };
-    channel.send(0, ToHost::Ready(ready))?;
-    Ok((stage, machine))
-}
-
-/// The host's first word, and before it, in a machine, that this is another life.
-fn await_hello(channel: &mut Channel, surroundings: &mut Surroundings) -> Result<Hello, Failure> {
-    loop {
-        match (channel.wait_frame()?, &mut *surroundings) {
-            (Frame { stream: 0, message: ToAgent::Hello(hello) }, _) => return Ok(hello),
-            (Frame { stream: 0, message: ToAgent::Resume(resume) }, Surroundings::OfMachine(machine)) => {
-                let resumed = machine.resume(&resume)?;
-                channel.send(0, ToHost::Resumed(resumed))?;
-                channel.flush()?;
-            }
-            _ => return Err(Failure::OutOfTurn("the first frame is not a Hello on stream 0")),
-        }
-    }
-}
-
-fn watch_children() -> Result<SignalFd, Failure> {
-    let mut mask = SigSet::empty();
-    mask.add(signal::Signal::SIGCHLD);
-    mask.thread_block().at("block SIGCHLD")?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).at("watch for SIGCHLD")
-}
-
-/// The kernel's name for this boot, as every program reads it.
-pub(crate) fn boot_id() -> Result<String, Failure> {
-    // Without asking how long it is: in a machine each call counts.
-    let mut text = [0; 64];
-    match File::open("/proc/sys/kernel/random/boot_id").and_then(|mut file| file.read(&mut text)) {
-        Ok(len) => Ok(String::from_utf8_lossy(&text[..len]).trim_end().to_owned()),
-        // gVisor's kernel has none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(Failure::of_io("read the boot id", &error)),
-    }
-}
-
 impl Session {
+    /// Gets ready for the job, and says so.
+    fn prepare(&mut self, nonce: Nonce, armed: Armed, rehearsals: Vec<Rehearsal>) -> Result<(), Failure> {
+        self.rehearse(rehearsals)?;
+        (self.has_rights, self.wakes_once) = (self.machine.is_some(), self.machine.is_some());
+        self.channel.send(0, ToHost::Ready(greeting::ready(nonce, armed)?))
+    }
+
+    /// Goes the way of a job from its orders to its last byte, again and again, with nobody to hear of it.
+    fn rehearse(&mut self, mut rehearsals: Vec<Rehearsal>) -> Result<(), Failure> {
+        while let Some(Rehearsal { process, run }) = rehearsals.pop() {
+            let armed = mem::replace(&mut self.phase, Phase::Armed(process));
+            self.channel.hear(&Frame { stream: 1, message: ToAgent::Run(run) })?;
+            while let Some(frame) = self.channel.next_frame()? {
+                self.obey(frame)?;
+            }
+            self.await_end()?;
+            self.channel.forget();
+            let ended = mem::replace(&mut self.phase, armed);
+            let waiting = rehearsals.iter().map(|it| it.process.pid);
+            if let (Some(machine), Phase::Running(job), Phase::Armed(process)) =
+                (&self.machine, ended, &self.phase)
+            {
+                machine.end(&job, &waiting.chain([process.pid]).collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a rehearsal's program writes until it is over.
+    fn await_end(&mut self) -> Result<(), Failure> {
+        loop {
+            let slots = self.wait()?;
+            self.attend(&slots)?;
+            if slots[CHILDREN].revents != 0 {
+                self.stdio = None;
+                return self.hear_of_children();
+            }
+        }
+    }
+
     fn run(&mut self) -> Result<Infallible, Failure> {
         loop {
             while let Some(frame) = self.channel.next_frame()? {
@@ -216,23 +167,30 @@ impl Session {
             if ready(INPUT) {
                 self.channel.receive()?;
             }
-            if let Some(stdio) = &mut self.stdio {
-                if ready(STDIN) {
-                    stdio.stdin.on_ready(&mut self.channel)?;
-                }
-                if ready(STDOUT) {
-                    stdio.stdout.pump(&mut self.channel)?;
-                }
-                if ready(STDERR) {
-                    stdio.stderr.pump(&mut self.channel)?;
-                }
-            }
-            if let Some(tunnels) = &mut self.tunnels {
-                tunnels.on_ready(&slots[TUNNELS..], &mut self.channel)?;
-            }
+            self.attend(&slots)?;
             if ready(CHILDREN) || self.is_sweeping() {
                 self.reap()?;
             }
+        }
+    }
+
+    /// Moves the bytes of the job.
+    fn attend(&mut self, slots: &[libc::pollfd]) -> Result<(), Failure> {
+        let ready = |slot: usize| slots[slot].revents != 0;
+        if let Some(stdio) = &mut self.stdio {
+            if ready(STDIN) {
+                stdio.stdin.on_ready(&mut self.channel)?;
+            }
+            if ready(STDOUT) {
+                stdio.stdout.pump(&mut self.channel)?;
+            }
+            if ready(STDERR) {
+                stdio.stderr.pump(&mut self.channel)?;
+            }
+        }
+        match &mut self.tunnels {
+            Some(tunnels) => tunnels.on_ready(&slots[TUNNELS..], &mut self.channel),
+            None => Ok(()),
         }
     }
 
@@ -255,6 +213,8 @@ impl Session {
             0
         } else if self.is_sweeping() {
             SWEEP_AGAIN_MS
+        } else if mem::take(&mut self.wakes_once) {
+            WAKE_ONCE_MS
         } else {
             -1
         };
@@ -267,8 +227,7 @@ impl Session {
     }
 
     fn reap(&mut self) -> Result<(), Failure> {
-        // One signal may stand for many children; the loop in `reap` finds them all.
-        while self.children.read_signal().at("read SIGCHLD")?.is_some() {}
+        self.hear_of_children()?;
         match &mut self.phase {
             Phase::Running(job) => {
                 if let Some(mut exit) = job.reap()? {
@@ -286,13 +245,19 @@ impl Session {
         }
     }
 
+    /// One signal may stand for many children: whoever asks next finds them all.
+    fn hear_of_children(&mut self) -> Result<(), Failure> {
+        while self.children.read_signal().at("read SIGCHLD")?.is_some() {}
+        Ok(())
+    }
+
     fn obey(&mut self, frame: Frame<ToAgent>) -> Result<(), Failure> {
         let stream = frame.stream;
         if let ToAgent::Bound(bounds) = frame.message {
             return self.bound(&bounds);
         }
-        if std::mem::take(&mut self.has_rights) {
-            privilege::keep_no_more()?;
+        if mem::take(&mut self.has_rights) {
+            privilege::keep(0)?;
         }
         match frame.message {
             ToAgent::Hello(_) => Err(Failure::OutOfTurn("a second Hello")),
@@ -330,7 +295,7 @@ impl Session {
         if (stream..=stream + 2).any(|stream| self.is_open(stream)) {
             return Err(Failure::OutOfTurn("a Run on a stream that is open"));
         }
-        match std::mem::replace(&mut self.phase, Phase::Ended) {
+        match mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Armed(process) => {
                 if !run.listen.is_empty() {
                     self.tunnels = Some(Tunnels::listen(&run.listen)?);

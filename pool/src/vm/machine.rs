@@ -30,6 +30,12 @@ const QEMU_NEEDS: u64 = (TRANSLATIONS_MIB + 160) * MIB;
 const UNUSED: &str = "lsm=landlock,lockdown,yama psi=0 nowatchdog noautogroup \
                       sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=3600";
 
+/// What the CPU of a guest does not have. No machine within the machine; and emulated, an address space as small as most
+/// hosts' own, and no promise that moving memory byte by byte is fast: each byte takes a turn, and without the promise kernel
+/// and libraries move words.
+const LACKING: [&str; 2] = ["vmx", "svm"];
+const LACKING_EMULATED: [&str; 4] = ["svm", "la57", "erms", "fsrm"];
+
 /// Threads of one QEMU: its loop, one for each CPU, and its helpers, which alone may be 64 while a snapshot is written. It
 /// dies where one is refused.
 const QEMU_THREADS: u32 = 96;
@@ -118,13 +124,14 @@ impl Machine {
     /// QEMU's arguments.
     pub(super) fn args(&self, begin: Begin) -> Vec<String> {
         let (accelerator, cpu) = match self.accelerator {
-            Accelerator::Kvm => ("kvm".to_owned(), "host,-vmx,-svm"),
+            Accelerator::Kvm => ("kvm".to_owned(), "host"),
             // One thread for all CPUs of a guest with one: nothing of the generated code need be atomic.
             Accelerator::Tcg if self.cpus == 1 => {
-                (format!("tcg,thread=single,tb-size={TRANSLATIONS_MIB}"), "max,-la57,-svm")
+                (format!("tcg,thread=single,tb-size={TRANSLATIONS_MIB}"), "max")
             }
-            Accelerator::Tcg => (format!("tcg,tb-size={TRANSLATIONS_MIB}"), "max,-la57,-svm"),
+            Accelerator::Tcg => (format!("tcg,tb-size={TRANSLATIONS_MIB}"), "max"),
         };
+        let cpu = self.lacking().iter().fold(cpu.to_owned(), |cpu, feature| format!("{cpu},-{feature}"));
         let share = if begin == Begin::Boot { "on" } else { "off" };
         let mut args: Vec<String> = [
             "-nodefaults",
@@ -141,7 +148,7 @@ impl Machine {
             "-machine",
             "q35,memory-backend=ram,usb=off,vmport=off,smbus=off,sata=off,hpet=off,graphics=off,dump-guest-core=off",
             "-cpu",
-            cpu,
+            &cpu,
             "-accel",
             &accelerator,
             "-smp",
@@ -187,6 +194,14 @@ impl Machine {
         };
         args.extend::<Vec<_>>(more);
         args
+    }
+
+    /// What its CPU shall not have, by names that QEMU and libvirt share.
+    pub(super) fn lacking(&self) -> &'static [&'static str] {
+        match self.accelerator {
+            Accelerator::Kvm => &LACKING,
+            Accelerator::Tcg => &LACKING_EMULATED,
+        }
     }
 
     pub(super) fn kernel_command_line(&self) -> String {

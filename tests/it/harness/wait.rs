@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Only a test that fails waits for so long. A host that emulates machines, and runs other tests beside this one, takes half a
+/// minute until the first of them has booted.
+const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Looks until there is something to see.

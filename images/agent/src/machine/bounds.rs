@@ -83,14 +83,14 @@ impl JobCgroup {
         Ok(())
     }
 
-    /// Ends every process in the cgroup but one.
-    pub(super) fn end_all_but(&self, spared: Option<Pid>) -> Result<(), Failure> {
+    /// Ends every process in the cgroup but those that wait for their orders.
+    pub(super) fn end_all_but(&self, spared: &[Pid]) -> Result<(), Failure> {
         loop {
             let processes = read(&self.processes);
             // What a page had no room for is read the next time.
             let whole = processes.rsplit_once('\n').map_or("", |(whole, _)| whole);
             let pids = whole.lines().filter_map(|line| line.parse().ok().map(Pid::from_raw));
-            let mut others = pids.filter(|pid| Some(*pid) != spared).peekable();
+            let mut others = pids.filter(|pid| !spared.contains(pid)).peekable();
             if others.peek().is_none() {
                 return Ok(());
             }
@@ -99,8 +99,8 @@ impl JobCgroup {
             }
             // What has lost its parent is the first process's to reap.
             let ended = waitpid(None, None).at("wait for what a rehearsal left")?;
-            if ended.pid() == spared {
-                return Err(Failure::Unproved("the armed process ended before its job came".into()));
+            if ended.pid().is_some_and(|pid| spared.contains(&pid)) {
+                return Err(Failure::Unproved("an armed process ended before its orders came".into()));
             }
         }
     }

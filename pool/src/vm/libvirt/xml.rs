@@ -53,16 +53,12 @@ impl Files {
 
 /// The document by which libvirt makes a machine.
 pub(super) fn domain(machine: &Machine, place: &Place<'_>) -> String {
-    let (kind, cpu) = match machine.accelerator {
-        Accelerator::Kvm => (
-            "kvm",
-            "<cpu mode='host-model'><feature policy='disable' name='vmx'/><feature policy='disable' name='svm'/></cpu>",
-        ),
-        Accelerator::Tcg => (
-            "qemu",
-            "<cpu mode='maximum'><feature policy='disable' name='la57'/><feature policy='disable' name='svm'/></cpu>",
-        ),
+    let (kind, mode) = match machine.accelerator {
+        Accelerator::Kvm => ("kvm", "host-model"),
+        Accelerator::Tcg => ("qemu", "maximum"),
     };
+    let lacking = machine.lacking().iter().map(|name| format!("<feature policy='disable' name='{name}'/>"));
+    let lacking: String = lacking.collect();
     let Files { kernel, initramfs, image, state, socket, .. } = place.files;
     let path = |path: &Path| escaped(&path.to_string_lossy());
     let (uid, gid) = (place.uid, place.gid);
@@ -81,7 +77,7 @@ pub(super) fn domain(machine: &Machine, place: &Place<'_>) -> String {
     <cmdline>{command_line}</cmdline>
   </os>
   <features><acpi/><vmport state='off'/></features>
-  {cpu}
+  <cpu mode='{mode}'>{lacking}</cpu>
   <clock offset='utc'><timer name='hpet' present='no'/></clock>
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>destroy</on_reboot>
