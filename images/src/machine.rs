@@ -128,6 +128,16 @@ impl Store {
     }
 }
 
+/// The directories of all forms of a store in which hosts keep what they will.
+///
+/// Those that come or go meanwhile may be missing or gone.
+#[must_use]
+pub fn machine_templates(images: &Path) -> Vec<PathBuf> {
+    let below = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let forms = below(images.join("sha256")).flat_map(|image| below(image.join("forms")));
+    forms.map(|form| form.join(TEMPLATES)).filter(|path| path.is_dir()).collect()
+}
+
 /// Looks for the programs that make the form.
 pub fn machine_tools() -> Result<(), SourceError> {
     mkfs().map(drop)

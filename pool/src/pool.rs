@@ -206,7 +206,7 @@ impl Pool {
         if !nix::unistd::geteuid().is_root() {
             return Err(OpenError::NotRoot);
         }
-        let images = Store::open(&config.data_dir.join("images"))?;
+        let images = Store::open(&config.data_dir.join(IMAGES))?;
         let (instance, ground, ledger) = take_place(&config.data_dir, &config.run_dir)?;
         let ledger = Arc::new(ledger);
         let swept = Swept::default();
@@ -353,6 +353,9 @@ impl Pool {
     }
 }
 
+/// The store's directory below a node's.
+const IMAGES: &str = "images";
+
 /// How often dead processes' leftovers are looked for.
 const SWEEPS: Duration = Duration::from_secs(5);
 
@@ -368,7 +371,7 @@ async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
         let sweep = move || {
             swept.note(&ground.sweep(&ledger, &*witness));
             if look % SWEEPS_TO_FORGET == 0 {
-                forget_old(&ground.node);
+                forget(&ground.node);
             }
         };
         // It reads and kills and waits: not on a thread that serves jobs.
@@ -380,10 +383,12 @@ async fn sweep_forever(ground: Ground, tiers: Arc<Tiers>, swept: Swept) {
     }
 }
 
-fn forget_old(data_dir: &Path) {
+/// Removes files that nobody will ask for: old records, and what dead processes had begun to write.
+fn forget(data_dir: &Path) {
     if let Err(error) = ledger::forget_old(data_dir) {
         tracing::warn!(%error, "cannot remove old records of the ledger");
     }
+    vm::forget_unfinished(&data_dir.join(IMAGES));
 }
 
 /// Marks this process as alive on its node and opens its part of the ledger.
@@ -422,7 +427,7 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
     }
     let (instance, ground, ledger) = take_place(data_dir, run_dir)?;
     let ended = ground.sweep(&ledger, &Nobody);
-    forget_old(data_dir);
+    forget(data_dir);
     leave_place(&instance, &ground, ledger, false);
     Ok(ended)
 }

@@ -218,3 +218,12 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+/// Takes away templates that dead processes had begun to write.
+pub(crate) fn forget_unfinished(images: &Path) {
+    for templates in images::machine_templates(images) {
+        if let Err(error) = fork::forget_unfinished(&templates) {
+            tracing::warn!(templates = %templates.display(), %error, "cannot remove an unfinished template");
+        }
+    }
+}

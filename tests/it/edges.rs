@@ -2,17 +2,18 @@
 //!
 //! Built with the feature `failpoints`, by which a process ends itself there as `kill -9` would.
 
-use crate::harness::{Place, Tier, eventually, forget_templates, on, on_libvirt, with_failpoints};
+use crate::harness::{Place, Tier, eventually, forget_templates, on, on_libvirt, templates, with_failpoints};
 
 /// Memory of a machine that no other test has: its template is this file's to take away.
 const MEMORY: [&str; 2] = ["--memory", "700MiB"];
 const SIZE: &str = "tcg-1cpu-1024mib";
 
 /// Edges of the fork engine, in the order in which a job comes by them. The first machine that ends is the template's.
-const OF_FORK: [&str; 9] = [
+const OF_FORK: [&str; 10] = [
     "vm-booting",
-    "vm-kept",
     "ending",
+    "vm-kept",
+    "vm-written",
     "vm-laid-out",
     "vm-begun",
     "vm-clean",
@@ -22,11 +23,13 @@ const OF_FORK: [&str; 9] = [
 ];
 
 /// Those of the libvirt engine. It ends a process, and a machine, more often.
-const OF_LIBVIRT: [&str; 10] = [
+const OF_LIBVIRT: [&str; 12] = [
     "vm-laid-out",
     "vm-booting",
     "vm-kept",
     "ending",
+    "vm-resting",
+    "vm-copied",
     "vm-begun",
     "vm-clean",
     "consumed",
@@ -89,6 +92,8 @@ fn killed_at(place: &Place, edge: &str) {
         place.node.leftovers().is_empty().then_some(())
     });
     place.node.mayfly(["audit", "verify"]).finish().code(0);
+    let half = templates(place, &format!("{SIZE}.unfinished"));
+    assert!(half.is_empty(), "{half:?} of a mayfly killed at {edge}");
 }
 
 fn still_well(place: &Place) {

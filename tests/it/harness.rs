@@ -23,7 +23,7 @@ pub(crate) use self::{
     dockerd::use_by,
     evidence::{Evidence, HEARD},
     host::Sandbox,
-    images::forget_templates,
+    images::{forget_templates, templates},
     libvirtd::{config as libvirt_config, use_by as use_libvirtd},
     node::Node,
     process::{Finished, Mayfly, Running},

@@ -136,6 +136,11 @@ fn a_machine_is_nobody_and_has_nothing_that_leads_out() {
             assert!(!xml.contains(device), "{device} in {xml}");
         }
         assert!(xml.contains("type='usb' index='0' model='none'") && xml.contains("<genid>"), "{xml}");
+        // Whoever meets it at libvirt can find its life in the ledger.
+        let node = place.node.data_dir();
+        for (name, value) in [("generation", sandbox.generation()), ("node", node.to_str().unwrap())] {
+            assert!(xml.contains(&format!("{name}=\"{value}\"")), "{name} in {xml}");
+        }
         running.finish().code(1);
     });
 }

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use agent::message::{Bounds, Hello, Identity, Memory, Resume, Resumed, VERSION};
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::unistd::Pid;
 
 use self::bounds::JobCgroup;
@@ -33,6 +34,11 @@ pub(crate) const OPTION: &str = "--machine";
 
 /// The one word of the command line of a program that is run to have been run.
 pub(crate) const NOTHING: &str = "--nothing";
+
+/// Limits of processes that the kernel guesses from a machine's size, and how many descriptors it lets anybody ask for. A job's
+/// are those that were asked for, and its cgroup's.
+const LIFTED: [(Resource, u64); 2] =
+    [(Resource::RLIMIT_NPROC, RLIM_INFINITY), (Resource::RLIMIT_NOFILE, 1 << 20)];
 
 /// What an image says of its root, from the kernel's command line.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +131,9 @@ fn settle(owner: Owner) -> Result<Surroundings, Failure> {
     let random = File::options().write(true).open("/dev/random");
     let random = random.map_err(|error| Failure::of_io("open /dev/random", &error))?;
     // Before the forks, for all processes.
+    for (resource, limit) in LIFTED {
+        setrlimit(resource, limit, limit).at("lift a limit")?;
+    }
     privilege::clear_groups()?;
     let hello = owner.greeting();
     let cgroups = JobCgroups { tasks: Vec::new(), directory: Some(job.directory()?) };

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libvirt_protocol::{Answer, Ask, LABEL};
+use libvirt_protocol::{Answer, Ask, LABEL, PREFIX};
 use virt::{
     connect::Connect,
     domain::{Domain, DomainState},
@@ -55,6 +55,7 @@ impl Libvirt {
             Ask::Boot { xml } => boot(&connection, xml),
             Ask::Keep { domain, snapshot } => keep(&find(&connection, domain)?, snapshot),
             Ask::Revert { domain, snapshot } => revert(&find(&connection, domain)?, snapshot),
+            Ask::Label { domain, element } => label(&find(&connection, domain)?, element),
             Ask::Remove { domain } => remove(&connection, domain),
             Ask::List { instance } => list(&connection, instance),
         }
@@ -105,6 +106,12 @@ fn revert(domain: &Domain, snapshot: &str) -> Result<Answer, Refused> {
     snapshot.revert(sys::VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING).step("revert the domain")?;
     // That it was reverted does not say that it runs.
     must_run(domain).map(|()| Answer::Done)
+}
+
+fn label(domain: &Domain, element: &str) -> Result<Answer, Refused> {
+    let (kind, flags) = (sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(), sys::VIR_DOMAIN_AFFECT_LIVE);
+    let labelled = domain.set_metadata(kind, Some(element), Some(PREFIX), Some(LABEL), flags);
+    labelled.step("label the domain").map(|()| Answer::Done)
 }
 
 /// Libvirt 9.0 ends whatever process the domain has by then when it comes to hear that the last one's monitor has closed: the

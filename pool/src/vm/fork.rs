@@ -9,7 +9,7 @@ pub(super) mod launch;
 mod spares;
 mod template;
 
-pub(super) use self::template::boots;
+pub(super) use self::template::{boots, forget_unfinished};
 
 use std::{
     fmt,

@@ -21,10 +21,13 @@ use agent::message::Ready;
 use images::{Image, RootMode};
 use tokio::{sync::OnceCell, time::timeout};
 
-use self::domain::{Own, Process};
 pub(crate) use self::{
     domain::Domain,
     stable::{Stable, shut},
+};
+use self::{
+    domain::{Own, Process},
+    xml::Owner,
 };
 pub use self::{error::LibvirtError, uri::check_local};
 use super::{
@@ -100,6 +103,7 @@ impl Libvirt {
 
     /// Boots a machine, keeps it where its agent has answered once, and lets it rest.
     async fn boot(&self, stable: &Arc<Stable>, kind: &str, machine: &Machine) -> Result<(), MakeError> {
+        stable.make_room().await.map_err(VmError::from)?;
         let instance = &self.workshop.instance;
         let uids = UidRange::claim(&instance.uids(), &instance.signature())?;
         let ((name, folder), generation) = (stable.another(), Id::random());
@@ -109,8 +113,7 @@ impl Libvirt {
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
         failpoint::pass("vm-laid-out");
         let booted = async {
-            let process =
-                sandbox.domain().boot(machine, instance, &self.node).await.map_err(VmError::from)?;
+            let process = sandbox.domain().boot(machine, self.owner()).await.map_err(VmError::from)?;
             // No cgroup has its process yet.
             failpoint::pass("vm-booting");
             let mut channel = settle(&mut sandbox, process)?;
@@ -144,7 +147,12 @@ impl Libvirt {
             let process = sandbox.domain().revert().await.map_err(VmError::from)?;
             failpoint::pass("vm-begun");
             let mut channel = settle(&mut sandbox, process)?;
-            freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)?;
+            let renewed = async {
+                freshness::renew(&mut channel, generation, bounds_of(limits)).await.map_err(VmError::from)
+            };
+            let labelled =
+                async { sandbox.domain().label(self.owner(), generation).await.map_err(VmError::from) };
+            tokio::try_join!(renewed, labelled)?;
             let writable_root = image.config.root == RootMode::Writable;
             let ready =
                 greeting::greet(&mut channel, Some(identity(image)), writable_root, MAKING_DEADLINE).await?;
@@ -154,6 +162,11 @@ impl Libvirt {
         let begun = timeout(LIFE_DEADLINE, begun).await;
         let (channel, ready) = begun.unwrap_or(Err(VmError::Late(LIFE_DEADLINE).into()))?;
         Ok(Begun { generation, sandbox, channel, ready })
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        let instance = &self.workshop.instance;
+        Owner { node: &self.node, instance: instance.id(), boot: instance.boot() }
     }
 
     fn remains(

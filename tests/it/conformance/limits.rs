@@ -11,6 +11,7 @@ on_every_tier! {
     running_out_of_inodes_is_no_space_and_never_out_of_memory
     one_file_cannot_be_larger_than_the_disk
     a_job_cannot_raise_its_own_limits
+    a_small_job_may_have_many_processes
     the_kernel_knows_the_limits_that_were_asked_for
 }
 
@@ -116,6 +117,12 @@ fn a_job_cannot_raise_its_own_limits(place: &Place) {
         finished.text().lines().collect::<Vec<_>>(),
         ["1024 1024", "50 50", "33554432 33554432", "0 0"]
     );
+}
+
+fn a_small_job_may_have_many_processes(place: &Place) {
+    let program = "import resource as r; print(*r.getrlimit(r.RLIMIT_NPROC))";
+    let asked = ["--pids", "5000", "--memory", "64MiB"];
+    assert_eq!(place.python(program).args(asked).finish().code(0).text(), "5000 5000");
 }
 
 fn the_kernel_knows_the_limits_that_were_asked_for(place: &Place) {

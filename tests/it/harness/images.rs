@@ -37,10 +37,15 @@ pub(crate) fn store() -> &'static PathBuf {
 
 /// Has the next machine of this size booted again, of whatever image.
 pub(crate) fn forget_templates(place: &Place, size: &str) {
+    for template in templates(place, size) {
+        fs::remove_dir_all(template).unwrap();
+    }
+}
+
+/// Those of that name, whose images' they may be.
+pub(crate) fn templates(place: &Place, name: &str) -> Vec<PathBuf> {
     let images = fs::canonicalize(place.node.data_dir().join("images/sha256")).unwrap();
     let below = |path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let forms = below(images).flat_map(|image| below(image.join("forms")));
-    for template in forms.map(|form| form.join("templates").join(size)).filter(|path| path.is_dir()) {
-        fs::remove_dir_all(template).unwrap();
-    }
+    forms.map(|form| form.join("templates").join(name)).filter(|path| path.is_dir()).collect()
 }

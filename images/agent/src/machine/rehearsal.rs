@@ -54,11 +54,11 @@ impl Rehearsal {
             argv: program.iter().map(|word| word.as_bytes().to_vec()).collect(),
             env: vec![[b"PATH=", DEFAULT_PATH].concat(), b"HOME=/tmp".to_vec()],
             cwd: b"/tmp".to_vec(),
-            // Those of every job, with room for any program.
+            // Those of every job.
             rlimits: vec![
                 (Rlimit::Nofile, 1024),
                 (Rlimit::Fsize, 1 << 30),
-                (Rlimit::Nproc, 1024),
+                (Rlimit::Nproc, 64),
                 (Rlimit::Core, 0),
             ],
             stdin: false,

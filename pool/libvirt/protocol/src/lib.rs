@@ -6,10 +6,13 @@
 use serde::{Deserialize, Serialize};
 
 /// Changes whenever one side would misunderstand the other's.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The namespace of the element by which a domain says whose it is.
 pub const LABEL: &str = "urn:mayfly:sandbox";
+
+/// What stands for that namespace in a domain's description.
+pub const PREFIX: &str = "mayfly";
 
 /// The engine's first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,13 @@ pub enum Ask {
         domain: String,
         /// The snapshot's.
         snapshot: String,
+    },
+    /// Has a running domain say whose it is now, until it ends.
+    Label {
+        /// The domain's name.
+        domain: String,
+        /// The element that it says so by, in [`LABEL`]'s namespace.
+        element: String,
     },
     /// Ends a domain and forgets it and its snapshots. One that is not there is no failure.
     Remove {

@@ -13,6 +13,8 @@
 
 mod store;
 
+pub(crate) use self::store::forget_unfinished;
+
 use std::{
     fs::File,
     io,

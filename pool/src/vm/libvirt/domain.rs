@@ -30,12 +30,12 @@ use super::{
     engine::Engine,
     error::LibvirtError,
     stable::Stable,
-    xml::{self, Files, Place},
+    xml::{self, Files, Owner, Place},
 };
 use crate::{
     body::DestroyError,
     failpoint,
-    instance::Instance,
+    id::GenerationId,
     ledger::Ended,
     uids::UidRange,
     vm::{Accelerator, machine::Machine},
@@ -149,6 +149,7 @@ impl Own {
         }
         chown(state, Some(0), Some(0))?;
         fs::set_permissions(state, fs::Permissions::from_mode(0o400))?;
+        failpoint::pass("vm-resting");
         fs::rename(state, clean)
     }
 
@@ -200,16 +201,9 @@ impl Domain {
     }
 
     /// Starts it for the first time.
-    pub(super) async fn boot(
-        &self,
-        machine: &Machine,
-        instance: &Instance,
-        node: &Path,
-    ) -> Result<Process, LibvirtError> {
+    pub(super) async fn boot(&self, machine: &Machine, owner: Owner<'_>) -> Result<Process, LibvirtError> {
         let own = self.own();
-        let (uid, gid) = (own.uids.base(), own.gid);
-        let (name, files, boot) = (own.name.as_str(), &own.files, instance.boot());
-        let place = Place { name, node, instance: instance.id(), boot, files, uid, gid };
+        let place = Place { name: &own.name, owner, files: &own.files, uid: own.uids.base(), gid: own.gid };
         let boot = self.stable.engine.ask(Ask::Boot { xml: xml::domain(machine, &place) }, STARTING);
         let (_, process) = tokio::try_join!(boot, own.opened())?;
         Ok(process)
@@ -225,6 +219,7 @@ impl Domain {
     pub(super) async fn revert(&self) -> Result<Process, LibvirtError> {
         let own = self.own();
         own.put_clean_disk().await?;
+        failpoint::pass("vm-copied");
         // Of a start that nobody waited for.
         while own.listener.accept().now_or_never().is_some() {}
         let ask = Ask::Revert { domain: own.name.clone(), snapshot: SNAPSHOT.to_owned() };
@@ -232,6 +227,12 @@ impl Domain {
         // Open in its process it lives on, and ends with it.
         forget(&own.files.state).map_err(LibvirtError::file("remove", &own.files.state))?;
         Ok(process)
+    }
+
+    /// Says at libvirt which sandbox it is in this life.
+    pub(super) async fn label(&self, owner: Owner<'_>, life: GenerationId) -> Result<(), LibvirtError> {
+        let ask = Ask::Label { domain: self.own().name.clone(), element: owner.label(life) };
+        self.stable.engine.ask(ask, STARTING).await.map(drop)
     }
 
     /// Its process has ended. One that was sound rests where it was kept; any other one is ended and forgotten.
@@ -312,6 +313,18 @@ fn forget(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+impl Own {
+    /// One that libvirt has never heard of.
+    pub(super) fn unknown(folder: PathBuf, uids: UidRange) -> Self {
+        fs::create_dir_all(&folder).unwrap();
+        let (name, kind) = (folder.display().to_string(), String::new());
+        let (files, gid) = (Files::below(&folder), uids.base());
+        let listener = UnixListener::bind(&files.socket).unwrap();
+        Self { name, folder, files, kind, listener, uids, gid, sound: false }
     }
 }
 

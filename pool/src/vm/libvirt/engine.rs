@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    const GREET: &str = r#"echo '{"protocol":1}'"#;
+    const GREET: &str = r#"echo '{"protocol":2}'"#;
 
     fn engine(folder: &Path, script: &str) -> Engine {
         let program = folder.join("engine");

@@ -60,6 +60,11 @@ pub enum LibvirtError {
     /// qemu-img does not make a disk.
     #[error("qemu-img makes no disk: {0}")]
     Disk(String),
+    /// Machines that could not be ended may still run, and there shall not be ever more of them.
+    #[error(
+        "libvirt has {0} machines of this process that could not be ended, and no other is booted before they are"
+    )]
+    Unended(usize),
     /// Somebody else opened a machine's channel.
     #[error("user {0} opened the channel of a machine, which is not its QEMU")]
     Stranger(u32),
@@ -81,6 +86,9 @@ impl LibvirtError {
                 Some("apt-get install libvirt-daemon-system, and start libvirtd".to_owned())
             }
             Self::Closed(path) => Some(format!("chmod o+x {}", path.display())),
+            Self::Unended(_) => {
+                Some("virsh list --all names them; the log says why each cannot be ended".to_owned())
+            }
             Self::Disk(_) => Some("apt-get install qemu-utils".to_owned()),
             _ => None,
         }

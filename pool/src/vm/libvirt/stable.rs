@@ -23,6 +23,9 @@ use crate::{body::DestroyError, instance::Instance, vm::settings::Libvirt as Set
 /// How many machines rest at most, of all kinds together: each is a file as large as the memory that a guest uses.
 const MOST_AT_REST: usize = 32;
 
+/// How many machines that could not be ended there may be before no other is booted.
+const MOST_UNENDED: usize = 8;
+
 /// How long libvirt may take to say which it is.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 
@@ -104,6 +107,21 @@ impl Stable {
         })
     }
 
+    /// Refuses another machine while too many could not be ended.
+    pub(super) async fn make_room(&self) -> Result<(), LibvirtError> {
+        if self.unended() >= MOST_UNENDED {
+            self.sweep().await;
+        }
+        match self.unended() {
+            unended if unended >= MOST_UNENDED => Err(LibvirtError::Unended(unended)),
+            _ => Ok(()),
+        }
+    }
+
+    fn unended(&self) -> usize {
+        self.machines().condemned.len()
+    }
+
     /// Ends and forgets those that were set aside.
     pub(crate) async fn sweep(&self) {
         let condemned = std::mem::take(&mut self.machines().condemned);
@@ -122,7 +140,7 @@ impl Stable {
             machines.condemned.extend(idle);
         }
         self.sweep().await;
-        let left = !self.machines().condemned.is_empty();
+        let left = self.unended() > 0;
         if !left {
             leftovers::clear(&self.folder);
         }
@@ -141,4 +159,54 @@ impl Drop for Stable {
 pub(crate) fn shut(node: &Path) -> Option<PathBuf> {
     let node = fs::canonicalize(node).ok()?;
     super::domain::shut(&node).map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uids::UidRange;
+
+    /// Refuses while there is a file of that name, then does all that it is asked.
+    const STUBBORN: &str = r#"#!/bin/sh
+echo '{"protocol":2}'
+while read -r line; do
+  id=${line#*'"id":'} id=${id%%,*}
+  if [ -e FOLDER/refuses ]; then echo "{\"id\":$id,\"answer\":{\"refused\":{\"step\":\"end it\",\"why\":\"no\"}}}"
+  else echo "{\"id\":$id,\"answer\":\"done\"}"; fi
+done
+"#;
+
+    #[tokio::test]
+    async fn machines_that_cannot_be_ended_are_few_and_are_ended_once_they_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let script = STUBBORN.replace("FOLDER", &folder.path().to_string_lossy());
+        fs::write(file("engine"), script).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(file("engine"), executable).unwrap();
+        fs::write(file("refuses"), "").unwrap();
+        let settings = Settings { program: Some(file("engine")), ..Settings::default() };
+        let instance = Instance::register(&file("run"), &file("data")).unwrap();
+        let stable = Stable {
+            engine: Engine::new(&settings).unwrap(),
+            folder: file("machines"),
+            instance: instance.clone(),
+            numbers: AtomicU32::new(1),
+            machines: Mutex::default(),
+        };
+        for number in 0..MOST_UNENDED {
+            stable.make_room().await.unwrap();
+            let uids = UidRange::claim(&instance.uids(), &instance.signature()).unwrap();
+            let own = Own::unknown(file("machines").join(number.to_string()), uids);
+            stable.remove(own).await.unwrap_err();
+        }
+        let refused = stable.make_room().await.unwrap_err();
+        assert!(matches!(refused, LibvirtError::Unended(MOST_UNENDED)), "{refused}");
+        assert!(refused.fix().unwrap().contains("virsh list"));
+
+        fs::remove_file(file("refuses")).unwrap();
+        stable.make_room().await.unwrap();
+        assert_eq!((stable.unended(), fs::read_dir(file("machines")).unwrap().count()), (0, 0));
+        instance.retire();
+    }
 }

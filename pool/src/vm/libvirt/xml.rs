@@ -6,22 +6,39 @@
 
 use std::path::{Path, PathBuf};
 
-use libvirt_protocol::LABEL;
+use libvirt_protocol::{LABEL, PREFIX};
 
 use crate::{
-    id::InstanceId,
+    id::{GenerationId, InstanceId},
     vm::{Accelerator, machine::Machine},
 };
 
 /// Where a machine's files are, and whose they are.
 pub(super) struct Place<'p> {
     pub(super) name: &'p str,
-    pub(super) node: &'p Path,
-    pub(super) instance: InstanceId,
-    pub(super) boot: &'p str,
+    pub(super) owner: Owner<'p>,
     pub(super) files: &'p Files,
     pub(super) uid: u32,
     pub(super) gid: u32,
+}
+
+/// Whose a machine is.
+pub(super) struct Owner<'o> {
+    pub(super) node: &'o Path,
+    pub(super) instance: InstanceId,
+    pub(super) boot: &'o str,
+}
+
+impl Owner<'_> {
+    /// The element by which a machine in its life says so.
+    pub(super) fn label(&self, life: GenerationId) -> String {
+        format!("<sandbox {} generation='{life}'/>", self.attributes())
+    }
+
+    fn attributes(&self) -> String {
+        let (node, boot) = (escaped(&self.node.to_string_lossy()), escaped(self.boot));
+        format!("instance='{}' node='{node}' boot='{boot}'", self.instance)
+    }
 }
 
 /// A machine's files, by what they are to it.
@@ -65,7 +82,7 @@ pub(super) fn domain(machine: &Machine, place: &Place<'_>) -> String {
     format!(
         "<domain type='{kind}'>
   <name>{name}</name>
-  <metadata><mayfly:sandbox xmlns:mayfly='{LABEL}' instance='{instance}' node='{node}' boot='{boot}'/></metadata>
+  <metadata><{PREFIX}:sandbox xmlns:{PREFIX}='{LABEL}' {owner}/></metadata>
   <genid/>
   <memory unit='b'>{memory}</memory>
   <memoryBacking><nosharepages/></memoryBacking>
@@ -101,9 +118,7 @@ pub(super) fn domain(machine: &Machine, place: &Place<'_>) -> String {
 </domain>
 ",
         name = place.name,
-        instance = place.instance,
-        node = path(place.node),
-        boot = escaped(place.boot),
+        owner = place.owner.attributes(),
         memory = machine.memory,
         cpus = machine.cpus,
         kernel = path(kernel),
@@ -154,8 +169,8 @@ mod tests {
         let (machine, instance) = (machine::tests::emulated(), Id::random());
         let files = Files::below(Path::new("/data/machines/it's"));
         let (uid, gid) = (0x7000_0000, 0x7000_0000);
-        let place =
-            Place { name: "m", node: Path::new("/data"), instance, boot: "b", files: &files, uid, gid };
+        let owner = Owner { node: Path::new("/data"), instance, boot: "b" };
+        let place = Place { name: "m", owner, files: &files, uid, gid };
         let xml = domain(&machine, &place);
         for device in
             ["<interface", "<graphics", "<video", "<hostdev", "<filesystem", "<serial", "<console", "<tpm"]

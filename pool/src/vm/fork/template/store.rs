@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Machine, Template, VmError, memory_file, reopened};
-use crate::vm::hex;
+use crate::{failpoint, vm::hex};
+
+/// Behind the name of one that is being written.
+const UNFINISHED: &str = "unfinished";
 
 /// Changes whenever a template that was made before would be another today.
 const VERSION: u32 = 1;
@@ -65,9 +68,7 @@ impl Place {
     }
 
     fn open_lock(&self) -> Result<File, VmError> {
-        let path = self.templates.join(format!("{}.lock", self.shape));
-        let opened = File::options().create(true).truncate(false).write(true).open(&path);
-        opened.map_err(VmError::template("lock", path))
+        lock_of(&self.folder()).map_err(VmError::template("lock", self.folder()))
     }
 
     /// Waits until nobody else makes or reads this one.
@@ -118,7 +119,7 @@ impl Place {
     /// Writes the template for those who come later. The lock is held.
     pub(super) fn write(&self, template: &Template) -> Result<(), VmError> {
         let folder = self.folder();
-        let unfinished = folder.with_extension("unfinished");
+        let unfinished = folder.with_extension(UNFINISHED);
         let put = self.put(template, &folder, &unfinished);
         if put.is_err() {
             // Whatever took the disk's room, it is not this.
@@ -136,11 +137,32 @@ impl Place {
             to.set_len(from.metadata()?.len())?;
             copy(&from, &to)?;
         }
+        failpoint::pass("vm-written");
         let digest = digest_of(template)?;
         let record = Record { version: VERSION, made_with: self.made_with.clone(), digest };
         File::create_new(unfinished.join("template.json"))?.write_all(&serde_json::to_vec(&record)?)?;
         fs::rename(unfinished, folder)
     }
+}
+
+/// The lock of a template, or of one that is being written.
+fn lock_of(folder: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(folder.with_extension("lock"))
+}
+
+/// Takes away what processes have begun to write and died of.
+pub(crate) fn forget_unfinished(templates: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(templates)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+            let lock = lock_of(&path)?;
+            // Whoever holds it writes.
+            if lock.try_lock().is_ok() {
+                forget(&path)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn forget(folder: &Path) -> io::Result<()> {
