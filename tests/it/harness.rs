@@ -31,5 +31,5 @@ pub(crate) use self::{
         EMULATION, Place, Tier, by_libvirt_too, in_guest, on, on_every_tier, on_libvirt, ready, result_of,
         with_failpoints,
     },
-    wait::eventually,
+    wait::{eventually, once_booted},
 };

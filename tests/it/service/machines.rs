@@ -4,7 +4,7 @@ use serde_json::json;
 use servers::{Libvirtd, Version};
 
 use crate::harness::{
-    Cluster, EMULATION, Host, Tier, eventually, libvirt_config, on, on_libvirt, script, use_libvirtd,
+    Cluster, EMULATION, Host, Tier, libvirt_config, on, on_libvirt, once_booted, script, use_libvirtd,
 };
 
 /// A host is told to stop while a job is in one machine and others wait: the job ends as it would have, and is told.
@@ -17,7 +17,7 @@ fn a_host_drains(test: &str, machines: &str, prepare: impl FnOnce(Host) -> Host)
     let producer = cluster.producer(scheduler::broker::ReplyBy::Nothing);
     let job = script("sleep 4; echo over", &json!({ "tier": "vm" }));
     drop(cluster.send(&producer, "long", job.as_str()));
-    eventually("its job runs", || host.node.sandboxes().iter().any(|it| !it.job().is_empty()).then_some(()));
+    once_booted("its job runs", || host.node.sandboxes().iter().any(|it| !it.job().is_empty()).then_some(()));
     host.stop().code(0);
     let result = cluster.result(&host.node, "long");
     assert_eq!(
