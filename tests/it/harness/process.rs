@@ -30,6 +30,7 @@ pub(crate) struct Mayfly {
     stdin: Option<Vec<u8>>,
     /// Where the session is noted, by which the processes that it leaves are known.
     sessions: Arc<Mutex<Vec<u32>>>,
+    deadline: Duration,
 }
 
 impl Mayfly {
@@ -44,7 +45,14 @@ impl Mayfly {
         command.arg(program);
         // What a developer set for himself.
         command.env_remove("MAYFLY_LOG");
-        Self { command, words: Vec::new(), job: Vec::new(), stdin: None, sessions: Arc::default() }
+        let sessions = Arc::default();
+        Self { command, words: Vec::new(), job: Vec::new(), stdin: None, sessions, deadline: DEADLINE }
+    }
+
+    /// It is killed only after this time.
+    pub(crate) fn for_at_most(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     pub(crate) fn noted_in(mut self, sessions: &Arc<Mutex<Vec<u32>>>) -> Self {
@@ -101,7 +109,14 @@ impl Mayfly {
         });
         let stdout = Some(BufReader::new(child.stdout.take().unwrap()));
         let group = Pid::from_child(&child);
-        Running { guard: Guard::over(group), child, stdin, stdout, stderr: Some(stderr), feeder }
+        Running {
+            guard: Guard::over(group, self.deadline),
+            child,
+            stdin,
+            stdout,
+            stderr: Some(stderr),
+            feeder,
+        }
     }
 
     /// Starts it, and waits until it has ended. Its stdin ends after what it was given.
@@ -177,7 +192,7 @@ impl Running {
         }
         let status = self.child.wait().unwrap();
         let stderr = self.stderr.take().unwrap().join().unwrap();
-        assert!(!self.guard.disarm(), "it was still running after {DEADLINE:?}; its stderr: {stderr}");
+        assert!(!self.guard.disarm(), "it was killed at its deadline; its stderr: {stderr}");
         if let Some(feeder) = self.feeder.take() {
             feeder.join().unwrap();
         }
@@ -204,12 +219,12 @@ struct Guard {
 }
 
 impl Guard {
-    fn over(group: Pid) -> Self {
+    fn over(group: Pid, deadline: Duration) -> Self {
         let (ended, end) = mpsc::channel::<()>();
         let expired = Arc::new(AtomicBool::new(false));
         let note = Arc::clone(&expired);
         std::thread::spawn(move || {
-            if end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            if end.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
                 note.store(true, Ordering::SeqCst);
                 let _ = kill_process_group(group, Signal::KILL);
             }

@@ -3,14 +3,13 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are what this is for")]
 
+mod watched;
+
 use std::{
     collections::BTreeMap,
     fmt::Write,
     fs,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -45,17 +44,6 @@ const TENANTS: usize = 200;
 const LOOKS: usize = 10;
 /// Jobs of each of two tenants that three hosts share.
 const EACH: usize = 450;
-
-/// Pairs of batches and of hosts, without and with what is measured, and the jobs of each.
-const PAIRS: usize = 7;
-const JOBS_OF_A_BATCH: usize = 2000;
-const JOBS_OF_A_HOST: usize = 2000;
-/// What metrics may cost, in percent of the jobs a second.
-const METRICS_COST: f64 = 3.0;
-
-/// Looks at the metrics, and how long one may take.
-const SCRAPES: usize = 51;
-const SCRAPE: Duration = Duration::from_millis(50);
 
 /// Producers of a sustained load, and the jobs of each that are under way at once.
 const PRODUCERS: usize = 4;
@@ -153,17 +141,21 @@ fn sustained(cluster: &Cluster, bars: &mut Bars) {
 
 /// Jobs a second, after some to warm it up, with so many of each producer.
 fn rate_of_host(cluster: &Cluster, name: &str, each: usize) -> f64 {
-    let producers = || (0..PRODUCERS).map(|_| cluster.producer(ReplyBy::Direct)).collect::<Vec<_>>();
-    keep_under_way(cluster, &format!("{name}-warm-up"), producers(), 50);
-    let (ready, began) = (producers(), Instant::now());
-    keep_under_way(cluster, name, ready, each);
+    let producers = producers(cluster);
+    keep_under_way(cluster, &format!("{name}-warm-up"), &producers, 50);
+    let began = Instant::now();
+    keep_under_way(cluster, name, &producers, each);
     (PRODUCERS * each) as f64 / began.elapsed().as_secs_f64()
 }
 
-fn keep_under_way(cluster: &Cluster, name: &str, producers: Vec<Producer>, each: usize) {
+fn producers(cluster: &Cluster) -> Vec<Arc<Producer>> {
+    (0..PRODUCERS).map(|_| Arc::new(cluster.producer(ReplyBy::Direct))).collect()
+}
+
+fn keep_under_way(cluster: &Cluster, name: &str, producers: &[Arc<Producer>], each: usize) {
     let body: Arc<str> = trivial().into();
-    let work = producers.into_iter().enumerate().map(|(number, producer)| {
-        let (body, name) = (Arc::clone(&body), name.to_owned());
+    let work = producers.iter().enumerate().map(|(number, producer)| {
+        let (body, producer, name) = (Arc::clone(&body), Arc::clone(producer), name.to_owned());
         async move {
             let mut waiting = JoinSet::new();
             for job in 0..each {
@@ -352,116 +344,4 @@ fn three_hosts_and_one_that_dies() {
     }
     hosts[0].node.mayfly(["reap"]).finish().code(0);
     hosts[0].check();
-}
-
-/// Looks at the metrics there each second, as a Prometheus would more rarely, while something is done.
-fn scraped<T>(port: Option<u16>, act: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while let Some(port) = port.filter(|_| !over.load(Ordering::SeqCst)) {
-                // Before it is there and after it has gone, nobody answers.
-                let _ = get(port, "/metrics", "");
-                sleep(Duration::from_secs(1));
-            }
-        });
-        let made = act();
-        over.store(true, Ordering::SeqCst);
-        made
-    })
-}
-
-/// Says what the second of two costs: `rate` gives the jobs a second without it and with it.
-fn cost(bars: &mut Bars, of: &str, mut rate: impl FnMut(&str, bool) -> f64) {
-    rate("warm-up", true);
-    let mut costs = Vec::new();
-    for pair in 0..PAIRS {
-        // In turns, so that what gets slower by and by counts for both.
-        let order = if pair % 2 == 0 { [false, true] } else { [true, false] };
-        let rates = order.map(|with| (with, rate(&format!("{pair}-{with}"), with)));
-        let of = |wanted| rates.iter().find(|(with, _)| *with == wanted).unwrap().1;
-        costs.push((1.0 - of(true) / of(false)) * 100.0);
-        println!("  pair {pair}: {:.0} jobs/s without, {:.0} with", of(false), of(true));
-    }
-    costs.sort_by(f64::total_cmp);
-    let median = costs[PAIRS / 2];
-    let what = format!("what {of}, median of {PAIRS} pairs");
-    bars.figure(&what, &format!("{median:.1} %"), "less than 3 %", median < METRICS_COST);
-}
-
-#[test]
-#[ignore = "it measures: scripts/bench-serve"]
-fn what_metrics_cost() {
-    let (node, mut bars) = (Node::new(), Bars::default());
-    let job = json!({ "schema_version": 1, "image": "minimal", "tier": "chroot", "command": ["/bin/true"] });
-    node.write("jobs.jsonl", format!("{job}\n").repeat(JOBS_OF_A_BATCH));
-    cost(&mut bars, "metrics cost a batch", |name, metrics| {
-        let port = metrics.then(|| free_port().unwrap());
-        let (jobs, results) = (node.file("jobs.jsonl"), node.file(name));
-        let address = port.map(|port| format!("127.0.0.1:{port}"));
-        let mut words = vec!["batch", jobs.to_str().unwrap(), "-o", results.to_str().unwrap(), "--json"];
-        words.extend(address.iter().flat_map(|address| ["--metrics", address]));
-        // The clock stops before whoever looks at the metrics has slept out.
-        scraped(port, || {
-            let began = Instant::now();
-            node.mayfly(words).finish().code(0);
-            JOBS_OF_A_BATCH as f64 / began.elapsed().as_secs_f64()
-        })
-    });
-}
-
-#[test]
-#[ignore = "it measures: scripts/bench-serve"]
-fn how_long_a_scrape_takes() {
-    let Some((broker, mut bars)) = begin("service::bench::how_long_a_scrape_takes") else { return };
-    // The images are not there, and are shown all the same.
-    let cluster = Cluster::over(broker, Redis::start().unwrap(), &many(TENANTS, 50));
-    let (mut host, port) = (Cluster::idle_host(), free_port().unwrap());
-    let change = |config: &str| config.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'"));
-    cluster.serve_changed(&mut host, change, |it| it);
-    // What has happened weighs more than what has not.
-    rate_of_host(&cluster, "scraped", JOBS_OF_A_HOST / PRODUCERS / 4);
-    let mut looks: Vec<_> = (0..SCRAPES)
-        .map(|_| {
-            let began = Instant::now();
-            let (status, text) = get(port, "/metrics", "").unwrap();
-            assert!(status == 200 && text.contains("mayfly_job_execution_duration_seconds_bucket"));
-            (began.elapsed(), text.len())
-        })
-        .collect();
-    looks.sort();
-    let (took, bytes) = looks[SCRAPES / 2];
-    let what = format!("a scrape with {TENANTS} tenants and 50 images, median of {SCRAPES}");
-    bars.figure(&what, &format!("{:.1} ms", ms(took)), "less than 50 ms", took < SCRAPE);
-    bars.figure("its size", &format!("{} KiB", bytes / 1024), "less than 1 MiB", bytes < 1 << 20);
-    host.stop().code(0);
-    host.check();
-}
-
-#[test]
-#[ignore = "it measures: scripts/bench-serve"]
-fn what_metrics_and_traces_cost_a_host() {
-    let Some((broker, mut bars)) = begin("service::bench::what_metrics_and_traces_cost_a_host") else {
-        return;
-    };
-    let cluster = Cluster::over(broker, Redis::start().unwrap(), "");
-    let collector = Collector::start(Does::Forget);
-    cost(&mut bars, "metrics and traces cost a host", |name, watched| {
-        let port = watched.then(|| free_port().unwrap());
-        let change = |text: &str| match port {
-            Some(port) => format!(
-                "{}\n[traces]\nendpoint = '{}'\n",
-                text.replace("'127.0.0.1:0'", &format!("'127.0.0.1:{port}'")),
-                collector.endpoint
-            ),
-            None => text.replace("'127.0.0.1:0'", "'off'"),
-        };
-        let mut host = Cluster::idle_host();
-        cluster.serve_changed(&mut host, change, |it| it);
-        let rate = scraped(port, || rate_of_host(&cluster, name, JOBS_OF_A_HOST / PRODUCERS));
-        host.stop().code(0);
-        host.check();
-        rate
-    });
-    assert!(collector.was_asked(), "no span came");
 }
