@@ -11,9 +11,9 @@ use crate::{
     channel::ChannelError,
     limits::Limits,
     obituary::Obituary,
-    pool::PoolSlot,
     sandbox::Sandbox,
     tier::Tier,
+    tiers::PoolSlot,
     vm::{self, Accelerator, LibvirtError},
 };
 
@@ -140,9 +140,14 @@ impl Body {
         self.sandbox_mut().announce(obituary);
     }
 
-    /// The sandbox is leased and keeps its place in the pool until it is gone.
+    /// The sandbox keeps its place in the pool until it is gone.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
         self.sandbox_mut().hold(slot);
+    }
+
+    /// Its job begins.
+    pub(crate) fn be_young(&mut self) {
+        self.sandbox_mut().be_young();
     }
 
     /// Tightens limits before the job begins. What the host cannot reach is in the word to the agent that this gives.

@@ -38,6 +38,7 @@ use crate::{
     limits::Limits,
     proof,
     sandbox::{Remains, Sandbox},
+    tier::Tier,
     workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
 };
 
@@ -76,7 +77,7 @@ impl Chroot {
         let started = Instant::now();
         let generation = Id::random();
 
-        let mut remains = self.workshop.lay_out(generation, &limits)?;
+        let mut remains = self.workshop.lay_out(Tier::Chroot, generation, &limits)?;
 
         let writable_root = image.config.root == RootMode::Writable;
         let identity = identity(&image);

@@ -4,6 +4,8 @@
 //! loop that compares, at each change and each second, what is with what should be. The loop never edits
 //! counts from memory of what it started: each task reports its own end.
 
+mod slot;
+
 use std::{
     cell::LazyCell,
     collections::HashMap,
@@ -20,16 +22,17 @@ use tokio::{
     time::{Instant, interval},
 };
 
+pub(crate) use self::slot::Slot;
 use crate::{
     lease::Source,
-    shelf::{Ahead, Counts, Made, Shelf},
+    shelf::{Ahead, Counts, Held, Made, Shelf},
 };
 
 /// How often the loop looks even when nothing has changed.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Makes and ends sandboxes. The pool's real one goes to the tiers; tests bring their own.
-pub(crate) trait Maker: Send + Sync + 'static {
+pub(crate) trait Maker: Sized + Send + Sync + 'static {
     /// What distinguishes one kind of sandbox from another.
     type Kind: Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static;
     /// A clean sandbox.
@@ -39,8 +42,8 @@ pub(crate) trait Maker: Send + Sync + 'static {
 
     /// Makes one and proves it clean.
     fn make(&self, kind: &Self::Kind) -> impl Future<Output = Result<Self::Clean, Self::Error>> + Send;
-    /// Ends one that no job has seen.
-    fn discard(&self, clean: Self::Clean) -> impl Future<Output = ()> + Send;
+    /// Ends one that no job has seen. It keeps its place until it is gone.
+    fn discard(&self, clean: Self::Clean, slot: Slot<Self>) -> impl Future<Output = ()> + Send;
     /// Whether one that waits is still good.
     fn is_fit(&self, clean: &mut Self::Clean) -> bool;
     /// Whether any of a kind may be made before a job asks for it.
@@ -58,7 +61,7 @@ pub struct Settings {
     pub idle_time: Duration,
     /// How long a clean sandbox may wait before it is replaced.
     pub ready_ttl: Duration,
-    /// Sandboxes that may exist at once, leased and quarantined ones included.
+    /// Sandboxes that may exist at once, those included that are leased, being ended or quarantined.
     pub max_instances: usize,
     /// Sandboxes that may be made at once.
     pub making_at_once: usize,
@@ -128,37 +131,6 @@ impl<M: Maker> fmt::Debug for Core<M> {
     }
 }
 
-/// A sandbox's place in the pool. Dropped when the sandbox is gone: the place is free again.
-pub(crate) struct Slot<M: Maker> {
-    core: Arc<Core<M>>,
-    kind: M::Kind,
-    quarantine: bool,
-}
-
-impl<M: Maker> fmt::Debug for Slot<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Slot").field(&self.kind).finish()
-    }
-}
-
-impl<M: Maker> Slot<M> {
-    /// The sandbox could not be ended. Its place is never free again.
-    pub(crate) fn quarantine(mut self) {
-        self.quarantine = true;
-    }
-}
-
-impl<M: Maker> Drop for Slot<M> {
-    fn drop(&mut self) {
-        let mut shelves = self.core.lock();
-        if let Some(shelf) = shelves.get_mut(&self.kind) {
-            if self.quarantine { shelf.quarantined() } else { shelf.ended() }
-        }
-        drop(shelves);
-        self.core.changed.notify_one();
-    }
-}
-
 impl<M: Maker> Keeper<M> {
     pub(crate) fn start(maker: M, settings: Settings) -> Self {
         let core = Arc::new(Core {
@@ -184,6 +156,7 @@ impl<M: Maker> Keeper<M> {
             } else {
                 (None, vec![])
             };
+            let unfit = self.core.ending(kind, unfit);
             let taken = taken.ok_or_else(|| {
                 let (waiter, told) = oneshot::channel();
                 shelf.wait(waiter);
@@ -229,7 +202,7 @@ impl<M: Maker> Keeper<M> {
             .collect()
     }
 
-    /// Stops making, ends what waits, and waits until all that was being made is gone too.
+    /// Stops making, ends what waits, and waits until all that was being made or ended is gone too.
     pub(crate) async fn close(self) {
         self.core.closing.notify_one();
         if let Err(error) = self.reconciler.await {
@@ -253,13 +226,22 @@ impl<M: Maker> Core<M> {
     }
 
     fn taken(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, source: Source) -> Taken<M> {
-        Taken { clean, source, slot: Slot { core: Arc::clone(self), kind: kind.clone(), quarantine: false } }
+        Taken { clean, source, slot: self.slot(kind, Held::Leased) }
     }
 
-    fn discard_all(self: &Arc<Self>, cleans: Vec<M::Clean>) {
-        for clean in cleans {
+    fn slot(self: &Arc<Self>, kind: &M::Kind, held: Held) -> Slot<M> {
+        Slot { core: Arc::clone(self), kind: kind.clone(), held, quarantine: false }
+    }
+
+    /// Those that a shelf has given up, each with its place.
+    fn ending(self: &Arc<Self>, kind: &M::Kind, cleans: Vec<M::Clean>) -> Vec<(M::Clean, Slot<M>)> {
+        cleans.into_iter().map(|clean| (clean, self.slot(kind, Held::Ending))).collect()
+    }
+
+    fn discard_all(self: &Arc<Self>, given_up: Vec<(M::Clean, Slot<M>)>) {
+        for (clean, slot) in given_up {
             let core = Arc::clone(self);
-            tokio::spawn(async move { core.maker.discard(clean).await });
+            tokio::spawn(async move { core.maker.discard(clean, slot).await });
         }
     }
 
@@ -322,23 +304,29 @@ impl<M: Maker> Core<M> {
         let mut started = Vec::new();
         {
             let mut shelves = self.lock();
-            for shelf in shelves.values_mut() {
+            for (kind, shelf) in &mut *shelves {
                 let keep = shelf.ceiling(now, idle_time);
-                discarded.extend(shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean)));
+                let surplus = shelf.surplus(now, ready_ttl, keep, |clean| self.maker.is_fit(clean));
+                discarded.extend(self.ending(kind, surplus));
             }
             shelves.retain(|_, shelf| {
                 // What the caller expects is remembered even while nothing is there.
                 !shelf.is_idle() || !shelf.demand.is_stale(now, idle_time) || shelf.target(now, idle_time) > 0
             });
 
-            let making: usize = shelves.values().map(|shelf| shelf.counts().making).sum();
+            let sum = |count: fn(Counts) -> usize| shelves.values().map(|shelf| count(shelf.counts())).sum();
+            let (making, ending): (usize, usize) = (sum(|counts| counts.making), sum(|counts| counts.ending));
             // Only asked when there is something to make: the kernel adds it all up for each who asks.
             let places = LazyCell::new(|| self.maker.making_now(making_at_once));
             let mut room = max_instances.saturating_sub(shelves.values().map(Shelf::total).sum());
             // Who waits comes first; idle sandboxes of other kinds make room for him.
             let waiting: usize = shelves.values().map(|shelf| shelf.waiting().min(1)).sum();
-            if room == 0 && waiting > 0 && making == 0 {
-                discarded.extend(evict(&mut shelves, now));
+            if room == 0
+                && waiting > 0
+                && making + ending == 0
+                && let Some((kind, surplus)) = evict(&mut shelves, now)
+            {
+                discarded.extend(self.ending(&kind, surplus));
             }
             // A job that waits never waits behind refill work: it has as many places again of its own.
             for (serving, share) in [(true, 2), (false, 1)] {
@@ -363,18 +351,17 @@ impl<M: Maker> Core<M> {
         }
     }
 
-    /// Whether every making has reported its end.
+    /// Whether every making has reported its end, and nothing that was given up is still being ended.
     fn is_quiet(&self) -> bool {
-        self.lock().values().all(|shelf| shelf.counts().making == 0)
+        self.lock().values().all(|shelf| shelf.counts().making + shelf.counts().ending == 0)
     }
 }
 
 /// Takes one idle sandbox out of the fullest shelf.
-fn evict<K, S, W>(shelves: &mut HashMap<K, Shelf<S, W>>, now: Instant) -> Vec<S> {
-    match shelves.values_mut().filter(|shelf| shelf.waiting() == 0).max_by_key(|shelf| shelf.ready()) {
-        Some(shelf) if shelf.ready() > 0 => shelf.surplus(now, Duration::MAX, shelf.ready() - 1, |_| true),
-        _ => Vec::new(),
-    }
+fn evict<K: Clone, S, W>(shelves: &mut HashMap<K, Shelf<S, W>>, now: Instant) -> Option<(K, Vec<S>)> {
+    let idle = shelves.iter_mut().filter(|(_, shelf)| shelf.waiting() == 0 && shelf.ready() > 0);
+    let (kind, shelf) = idle.max_by_key(|(_, shelf)| shelf.ready())?;
+    Some((kind.clone(), shelf.surplus(now, Duration::MAX, shelf.ready() - 1, |_| true)))
 }
 
 async fn reconcile_forever<M: Maker>(core: Arc<Core<M>>) {
@@ -392,15 +379,19 @@ async fn reconcile_forever<M: Maker>(core: Arc<Core<M>>) {
         let changed = core.changed.notified();
         let (idle, waiters) = {
             let mut shelves = core.lock();
-            let cleared: Vec<_> = shelves.values_mut().map(Shelf::clear).collect();
-            let (idle, waiters): (Vec<_>, Vec<_>) = cleared.into_iter().unzip();
-            (idle.into_iter().flatten().collect::<Vec<_>>(), waiters.into_iter().flatten().count())
+            let (mut idle, mut waiters) = (Vec::new(), 0);
+            for (kind, shelf) in &mut *shelves {
+                let (cleans, dropped) = shelf.clear();
+                idle.extend(core.ending(kind, cleans));
+                waiters += dropped.len();
+            }
+            (idle, waiters)
         };
         if waiters > 0 {
             tracing::warn!(waiters, "the pool closed while jobs waited for a sandbox");
         }
-        for clean in idle {
-            core.maker.discard(clean).await;
+        for (clean, slot) in idle {
+            core.maker.discard(clean, slot).await;
         }
         if core.is_quiet() {
             return;

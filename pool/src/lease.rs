@@ -50,8 +50,8 @@ use crate::{
     id::GenerationId,
     limits::Limits,
     obituary::Obituary,
-    pool::PoolSlot,
     tier::Tier,
+    tiers::PoolSlot,
     vm::Accelerator,
 };
 
@@ -140,11 +140,13 @@ impl Clean {
     /// Gives the sandbox to its one job; the ledger says so already.
     pub(crate) fn lease(mut self, source: Source, reason: ColdReason, slot: PoolSlot) -> Lease {
         self.life.body.hold(slot);
+        self.life.body.be_young();
         Lease { life: self.life, source, reason }
     }
 
     /// Ends a sandbox that no job has seen.
-    pub(crate) async fn destroy(self) -> Result<(), DestroyError> {
+    pub(crate) async fn destroy(mut self, slot: PoolSlot) -> Result<(), DestroyError> {
+        self.life.body.hold(slot);
         self.life.end().destroy().await
     }
 }

@@ -29,6 +29,7 @@ mod shapes;
 mod shelf;
 mod sizing;
 mod tier;
+mod tiers;
 mod turns;
 mod uids;
 mod vm;

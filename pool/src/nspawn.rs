@@ -55,6 +55,7 @@ use crate::{
     limits::Limits,
     proof,
     sandbox::Sandbox,
+    tier::Tier,
     watch::watch,
     workshop::{MAKING_DEADLINE, MakeError, Workshop, identity},
 };
@@ -90,7 +91,7 @@ impl Nspawn {
         let started = Instant::now();
         let program = self.installed.get_or_try_init(look).await?;
         let generation = Id::random();
-        let remains = self.workshop.lay_out(generation, &limits)?;
+        let remains = self.workshop.lay_out(Tier::Nspawn, generation, &limits)?;
         let mut sandbox = Sandbox::new(remains, &self.workshop.undertaker);
 
         let launch = Launch {

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     id::GenerationId,
     ledger::{Ended, Event, Ledger},
-    pool::PoolSlot,
     tier::Tier,
+    tiers::PoolSlot,
     witness::{Happening, Witness},
 };
 
@@ -30,7 +30,7 @@ impl Obituary {
         Self { ledger, generation, tier, witness, slot: None }
     }
 
-    /// The sandbox is leased: its place in the pool goes with it.
+    /// The sandbox is not in the pool any more: its place goes with it.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
         self.slot = Some(slot);
     }

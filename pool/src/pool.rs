@@ -1,14 +1,12 @@
 //! Checks clean sandboxes out. Knows images, tiers and limits; knows no job and no queue.
 
 use std::{
-    fmt,
-    hash::{Hash, Hasher},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use images::{Image, ImageRef, Resolver, Store, StoreError};
+use images::{ImageRef, Resolver, Store, StoreError};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
@@ -20,18 +18,17 @@ use crate::{
     failpoint,
     id::InstanceId,
     instance::{Instance, InstanceError},
-    keeper::{Keeper, Maker, Refused, Settings, Slot, Taken},
-    lease::{Clean, ColdReason, Lease, Proof},
+    keeper::{Keeper, Refused, Settings, Taken},
+    lease::{ColdReason, Lease},
     ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
     nspawn::Nspawn,
-    obituary::Obituary,
-    pressure,
     reaper::{Ground, Leftover},
     shapes::{Shape, Shapes},
     tier::Tier,
+    tiers::{Blueprint, Tiers, image_name},
     vm::{self, Vm as VmSettings},
-    witness::{Happening, Nobody, Witness},
+    witness::{Nobody, Witness},
     workshop::{self, MakeError, Workshop},
 };
 
@@ -93,9 +90,6 @@ impl Swept {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ended.iter().map(|left| left.instance));
     }
 }
-
-/// A sandbox's place in the pool.
-pub(crate) type PoolSlot = Slot<Arc<Tiers>>;
 
 /// How one kind of sandbox stands.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -185,18 +179,6 @@ pub enum CheckoutError {
     Closing,
 }
 
-/// What one kind of sandbox is made of.
-#[derive(Clone)]
-pub(crate) struct Blueprint {
-    tier: Tier,
-    image: Arc<Image>,
-    limits: Limits,
-    /// Made for one job, whose limits fit no class.
-    measured: bool,
-    /// Whose alone it is, where that makes a difference.
-    owner: Option<String>,
-}
-
 impl Pool {
     /// Opens the image store and the ledger, ends what dead processes of this node left, and starts keeping.
     ///
@@ -211,7 +193,8 @@ impl Pool {
         let ledger = Arc::new(ledger);
         let swept = Swept::default();
         swept.note(&ground.sweep(&ledger, &*config.witness));
-        let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), ground.hierarchy.clone())?);
+        let (hierarchy, witness) = (ground.hierarchy.clone(), Arc::clone(&config.witness));
+        let workshop = Arc::new(Workshop::open(&config.spawner, instance.clone(), hierarchy, witness)?);
         let tiers = Arc::new(Tiers {
             chroot: Chroot::new(Arc::clone(&workshop)),
             nspawn: Nspawn::new(Arc::clone(&workshop)),
@@ -282,7 +265,7 @@ impl Pool {
                 ready: standing.ready,
                 target: standing.target,
                 making: standing.counts.making,
-                leased: standing.counts.leased,
+                leased: standing.counts.leased + standing.counts.ending,
                 quarantined: standing.counts.quarantined,
                 waiting: standing.waiting,
                 refill_us: standing.horizon.as_micros() as u64,
@@ -430,103 +413,4 @@ pub fn reap(data_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<Vec<Leftov
     forget(data_dir);
     leave_place(&instance, &ground, ledger, false);
     Ok(ended)
-}
-
-/// The tiers of this host: the pool's maker of sandboxes.
-#[derive(Debug)]
-pub(crate) struct Tiers {
-    chroot: Chroot,
-    nspawn: Nspawn,
-    docker: docker::Tier,
-    vm: vm::Tier,
-    workshop: Arc<Workshop>,
-    ledger: Arc<Ledger>,
-    witness: Arc<dyn Witness>,
-}
-
-impl Tiers {
-    async fn proof(&self, kind: &Blueprint) -> Result<Proof, MakeError> {
-        let image = Arc::clone(&kind.image);
-        match kind.tier {
-            Tier::Chroot => self.chroot.make(image, kind.limits).await,
-            Tier::Nspawn => self.nspawn.make(image, kind.limits).await,
-            Tier::Docker => self.docker.make(image, kind.limits).await,
-            Tier::Vm => self.vm.make(image, kind.limits, kind.owner.as_deref()).await,
-        }
-    }
-}
-
-impl Maker for Arc<Tiers> {
-    type Kind = Blueprint;
-    type Clean = Clean;
-    type Error = MakeError;
-
-    async fn make(&self, kind: &Blueprint) -> Result<Clean, MakeError> {
-        let tier = kind.tier;
-        let proof = self.proof(kind).await.inspect_err(|_| self.witness.hear(Happening::NotMade { tier }))?;
-        let (generation, body) = (proof.generation, &proof.body);
-        self.ledger.append(Event::Clean { generation, tier, image: image_name(&kind.image) })?;
-        self.witness.hear(Happening::Made {
-            tier,
-            took: proof.making,
-            old_runtime: body.caveat().is_some(),
-            accelerator: body.accelerator(),
-        });
-        let (ledger, witness) = (Arc::clone(&self.ledger), Arc::clone(&self.witness));
-        Ok(Clean::prove(proof, Obituary::new(ledger, generation, tier, witness)))
-    }
-
-    async fn discard(&self, clean: Clean) {
-        let generation = clean.generation();
-        if let Err(error) = clean.destroy().await {
-            tracing::error!(%generation, %error, "a sandbox that was not needed could not be destroyed");
-        }
-    }
-
-    fn is_fit(&self, clean: &mut Clean) -> bool {
-        clean.is_alive()
-    }
-
-    fn is_made_ahead(&self, kind: &Blueprint) -> bool {
-        !kind.measured
-    }
-
-    fn making_now(&self, most: usize) -> usize {
-        pressure::making_now(most)
-    }
-}
-
-fn image_name(image: &Image) -> String {
-    format!("{}@{}", image.name, image.digest)
-}
-
-impl Blueprint {
-    fn identity(&self) -> impl Eq + Hash + '_ {
-        (self.tier, image_name(&self.image), self.limits, self.measured, &self.owner)
-    }
-}
-
-impl PartialEq for Blueprint {
-    fn eq(&self, other: &Self) -> bool {
-        self.tier == other.tier
-            && self.limits == other.limits
-            && self.owner == other.owner
-            && self.measured == other.measured
-            && self.image.digest == other.image.digest
-            && self.image.name == other.image.name
-    }
-}
-
-impl Eq for Blueprint {}
-
-impl Hash for Blueprint {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.identity().hash(state);
-    }
-}
-
-impl fmt::Debug for Blueprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.tier, image_name(&self.image))
-    }
 }

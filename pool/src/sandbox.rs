@@ -27,11 +27,13 @@ use crate::{
     ledger::Ended,
     limits::Limits,
     obituary::Obituary,
-    pool::PoolSlot,
+    tier::Tier,
+    tiers::PoolSlot,
     turns::{Turns, Youth},
     uids::UidRange,
     vm::libvirt::Domain,
     watch::watch,
+    witness::{Happening, Witness},
 };
 
 /// How long killed processes may take to be gone. Under memory pressure their memory takes time to free.
@@ -55,35 +57,42 @@ pub(crate) struct Remains {
     uids: Option<UidRange>,
     /// Once the sandbox counts as clean.
     obituary: Option<Obituary>,
+    /// Who hears of one that never was and cannot be ended.
+    tier: Tier,
+    witness: Arc<dyn Witness>,
     /// While its job begins.
     youth: Option<Youth>,
     turns: Arc<Turns>,
 }
 
 impl Remains {
-    pub(crate) fn new(cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self::of(Some(cgroup), None, None, Some(uids), undertaker)
+    pub(crate) fn new(tier: Tier, cgroup: Cgroup, uids: UidRange, undertaker: &Undertaker) -> Self {
+        Self { cgroup: Some(cgroup), uids: Some(uids), ..Self::nothing(tier, undertaker) }
     }
 
     /// One that is a container, which need not be made yet.
     pub(crate) fn of_container(container: Container, uids: UidRange, undertaker: &Undertaker) -> Self {
-        Self::of(None, Some(container), None, Some(uids), undertaker)
+        Self { container: Some(container), uids: Some(uids), ..Self::nothing(Tier::Docker, undertaker) }
     }
 
     /// One that is a domain of libvirt's, which outlives it.
     pub(crate) fn of_domain(cgroup: Cgroup, domain: Domain, undertaker: &Undertaker) -> Self {
-        Self::of(Some(cgroup), None, Some(domain), None, undertaker)
+        Self { cgroup: Some(cgroup), domain: Some(domain), ..Self::nothing(Tier::Vm, undertaker) }
     }
 
-    fn of(
-        cgroup: Option<Cgroup>,
-        container: Option<Container>,
-        domain: Option<Domain>,
-        uids: Option<UidRange>,
-        undertaker: &Undertaker,
-    ) -> Self {
-        let turns = Arc::clone(&undertaker.turns);
-        Self { vital: Vec::new(), cgroup, container, domain, uids, obituary: None, youth: None, turns }
+    fn nothing(tier: Tier, undertaker: &Undertaker) -> Self {
+        Self {
+            vital: Vec::new(),
+            cgroup: None,
+            container: None,
+            domain: None,
+            uids: None,
+            obituary: None,
+            tier,
+            witness: Arc::clone(&undertaker.witness),
+            youth: None,
+            turns: Arc::clone(&undertaker.turns),
+        }
     }
 
     pub(crate) fn depend_on(&mut self, pidfd: OwnedFd) {
@@ -102,12 +111,17 @@ impl Remains {
     async fn destroy(mut self) -> Result<(), DestroyError> {
         drop(self.youth.take());
         let _turn = Arc::clone(&self.turns).end().await;
-        let obituary = self.obituary.take();
+        let (obituary, tier, witness) = (self.obituary.take(), self.tier, Arc::clone(&self.witness));
         let began = Instant::now();
         let ended = self.end().await;
-        if let Some(obituary) = obituary {
-            failpoint::pass("gone");
-            obituary.write(*ended.as_ref().unwrap_or(&Ended::Quarantined), began.elapsed());
+        let (how, took) = (*ended.as_ref().unwrap_or(&Ended::Quarantined), began.elapsed());
+        match obituary {
+            Some(obituary) => {
+                failpoint::pass("gone");
+                obituary.write(how, took);
+            }
+            None if ended.is_err() => witness.hear(Happening::Ended { tier, how, took }),
+            None => {}
         }
         ended.map(drop)
     }
@@ -255,13 +269,17 @@ impl Sandbox {
         self.remains().domain.as_ref().expect("asked by those who made it of one")
     }
 
-    /// Its job has got it.
+    /// Its place in the pool goes with it.
     pub(crate) fn hold(&mut self, slot: PoolSlot) {
-        let remains = self.remains_mut();
-        remains.youth = Some(remains.turns.begin());
-        if let Some(obituary) = &mut remains.obituary {
+        if let Some(obituary) = &mut self.remains_mut().obituary {
             obituary.hold(slot);
         }
+    }
+
+    /// Its job has got it.
+    pub(crate) fn be_young(&mut self) {
+        let remains = self.remains_mut();
+        remains.youth = Some(remains.turns.begin());
     }
 
     /// Tightens limits before the job begins: nothing of it is in memory or on the disk yet.
@@ -320,10 +338,11 @@ pub(crate) struct Undertaker {
     grave: mpsc::UnboundedSender<Remains>,
     task: JoinHandle<()>,
     turns: Arc<Turns>,
+    witness: Arc<dyn Witness>,
 }
 
 impl Undertaker {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(witness: Arc<dyn Witness>) -> Self {
         let (grave, mut arrivals) = mpsc::unbounded_channel::<Remains>();
         let task = tokio::spawn(async move {
             while let Some(remains) = arrivals.recv().await {
@@ -333,7 +352,7 @@ impl Undertaker {
             }
         });
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { grave, task, turns: Turns::new(cpus) }
+        Self { grave, task, turns: Turns::new(cpus), witness }
     }
 
     pub(crate) fn bury(&self, remains: Remains) {

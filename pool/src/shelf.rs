@@ -39,8 +39,17 @@ pub(crate) enum Ahead {
 pub(crate) struct Counts {
     pub(crate) making: usize,
     pub(crate) leased: usize,
+    /// Given up before any job saw them, and not gone yet.
+    pub(crate) ending: usize,
     /// Could not be destroyed. They hold their place: capacity shrinks rather than lies.
     pub(crate) quarantined: usize,
+}
+
+/// What a sandbox that is not on the shelf any more is counted as, until it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    Leased,
+    Ending,
 }
 
 /// What to do with a sandbox that has just been made.
@@ -73,6 +82,7 @@ impl<S, W> Shelf<S, W> {
                 self.counts.leased += 1;
                 return (Some(sandbox), unfit);
             }
+            self.counts.ending += 1;
             unfit.push(sandbox);
         }
         (None, unfit)
@@ -122,15 +132,13 @@ impl<S, W> Shelf<S, W> {
         self.waiting.pop_front()
     }
 
-    /// A leased sandbox is gone.
-    pub(crate) fn ended(&mut self) {
-        self.counts.leased -= 1;
-    }
-
-    /// A leased sandbox could not be destroyed.
-    pub(crate) fn quarantined(&mut self) {
-        self.counts.leased -= 1;
-        self.counts.quarantined += 1;
+    /// One that was held is gone, or could not be destroyed.
+    pub(crate) fn ended(&mut self, held: Held, quarantined: bool) {
+        match held {
+            Held::Leased => self.counts.leased -= 1,
+            Held::Ending => self.counts.ending -= 1,
+        }
+        self.counts.quarantined += usize::from(quarantined);
     }
 
     /// From now on this many wait even when no job comes.
@@ -164,7 +172,7 @@ impl<S, W> Shelf<S, W> {
     }
 
     /// Takes out those that have waited for longer than `ttl`, that do not pass `fit`, or that are more than
-    /// `keep`.
+    /// `keep`: they are to be ended.
     pub(crate) fn surplus(
         &mut self,
         now: Instant,
@@ -184,11 +192,13 @@ impl<S, W> Shelf<S, W> {
             }
         }
         self.ready = stay;
+        self.counts.ending += out.len();
         out
     }
 
-    /// Every sandbox that waits, for the end of the pool.
+    /// Every sandbox that waits, to be ended with the pool.
     pub(crate) fn clear(&mut self) -> (Vec<S>, Vec<W>) {
+        self.counts.ending += self.ready.len();
         (self.ready.drain(..).map(|(sandbox, _)| sandbox).collect(), self.waiting.drain(..).collect())
     }
 
@@ -210,7 +220,8 @@ impl<S, W> Shelf<S, W> {
 
     /// Everything of this kind that exists or is about to.
     pub(crate) fn total(&self) -> usize {
-        self.ready.len() + self.counts.making + self.counts.leased + self.counts.quarantined
+        let Counts { making, leased, ending, quarantined } = self.counts;
+        self.ready.len() + making + leased + ending + quarantined
     }
 
     /// Whether the kind can be forgotten.

@@ -23,7 +23,7 @@ pub enum Happening<'a> {
         /// How it was to be isolated.
         tier: Tier,
     },
-    /// A sandbox that had been clean is over.
+    /// A sandbox that had been clean is over, or one that never was cannot be ended.
     Ended {
         /// How it was isolated.
         tier: Tier,

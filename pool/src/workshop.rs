@@ -1,7 +1,7 @@
 //! What sandboxes are made with whose processes run on the host's own kernel, whichever tier they are of: ids, cgroups,
 //! the process that clones them, and the task that ends those which nobody ended.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use agent::message::Identity;
 use images::{Image, RootMode};
@@ -21,8 +21,10 @@ use crate::{
     limits::Limits,
     nspawn::NotInstalled,
     sandbox::{Remains, Undertaker},
+    tier::Tier,
     uids::{UidError, UidRange},
     vm::VmError,
+    witness::Witness,
 };
 
 /// What every sandbox calls itself.
@@ -130,12 +132,14 @@ impl Workshop {
         program: &Path,
         instance: Instance,
         mut hierarchy: Hierarchy,
+        witness: Arc<dyn Witness>,
     ) -> Result<Self, OpenError> {
         let delegated = hierarchy.delegate(&instance.scope())?;
         instance.note_base(hierarchy.base())?;
         hierarchy.prepare(&instance.cgroup())?;
         let spawner = Spawner::start(program).map_err(OpenError::Spawner)?;
-        Ok(Self { instance, hierarchy, _delegated: delegated, spawner, undertaker: Undertaker::start() })
+        let undertaker = Undertaker::start(witness);
+        Ok(Self { instance, hierarchy, _delegated: delegated, spawner, undertaker })
     }
 
     pub(crate) fn hierarchy(&self) -> &Hierarchy {
@@ -143,10 +147,15 @@ impl Workshop {
     }
 
     /// What must exist before the first process, so that nothing ever runs unlimited or unlabelled.
-    pub(crate) fn lay_out(&self, generation: GenerationId, limits: &Limits) -> Result<Remains, MakeError> {
+    pub(crate) fn lay_out(
+        &self,
+        tier: Tier,
+        generation: GenerationId,
+        limits: &Limits,
+    ) -> Result<Remains, MakeError> {
         let uids = UidRange::claim(&self.instance.uids(), &self.instance.signature())?;
         let cgroup = self.cgroup(generation, limits, uids.base())?;
-        Ok(Remains::new(cgroup, uids, &self.undertaker))
+        Ok(Remains::new(tier, cgroup, uids, &self.undertaker))
     }
 
     /// The cgroups of one life.

@@ -5,7 +5,7 @@
 use std::{fs, process::Command, time::Duration};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use servers::Dockerd;
 
 use crate::harness::{Node, Place, Running, Sandbox, Tier, eventually, on, result_of, use_by};
@@ -152,6 +152,48 @@ fn a_container_that_cannot_be_removed_is_quarantined_and_the_job_has_its_result(
         let ended = ledger.iter().find(|record| record["event"] == "ended").unwrap();
         assert_eq!(ended["how"], "quarantined", "{ended}");
         assert!(set("-i"));
+        is_well_again(place, daemon);
+    });
+}
+
+/// The same of one that waits, whose process somebody has killed: no job has seen it, and it has its place all the same.
+#[test]
+fn a_container_that_waits_and_cannot_be_removed_is_quarantined() {
+    with_own_daemon(|place, daemon| {
+        let job = |id: &str, command: &[&str]| json!({ "schema_version": 1, "id": id, "image": "minimal", "tier": "docker", "command": command });
+        let jobs = [job("long", &["sleep", "1000"]), job("next", &["true"])];
+        let jobs = place.node.write("jobs", jobs.map(|job| job.to_string()).join("\n"));
+        let results = place.node.file("results");
+        let words = ["batch", &jobs, "--jobs", "1", "-o", results.to_str().unwrap()];
+        let running = place.node.mayfly(words).start();
+        let kinds = || {
+            let kinds = place.node.mayfly(["pool", "status", "--json"]).finish().code(0).json();
+            kinds.as_array().unwrap().iter().find(|kind| kind["tier"] == "docker").cloned()
+        };
+        let stands = |state: &str, count: u64| {
+            eventually(state, || kinds().filter(|kind| kind[state] == count).map(drop));
+        };
+        stands("leased", 1);
+        stands("ready", 1);
+        let named = |event: &str| {
+            let ledger = place.node.ledger().into_iter().filter(|record| record["event"] == event);
+            ledger.map(|record| record["generation"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let consumed = named("consumed");
+        let waits = named("clean").into_iter().find(|generation| !consumed.contains(generation)).unwrap();
+        let container = containers(daemon).into_iter().find(|it| it["Names"].to_string().contains(&waits));
+        let container = container.unwrap()["Id"].as_str().unwrap().to_owned();
+        let file = daemon.folder().join("data/containers").join(&container).join("hostname");
+        let set = |flag: &str| Command::new("chattr").arg(flag).arg(&file).status().unwrap().success();
+        assert!(set("+i"));
+        let (status, body) = daemon.ask("POST", &format!("/containers/{container}/kill")).unwrap();
+        assert_eq!(status, 204, "{body}");
+        stands("quarantined", 1);
+        assert!(set("-i"));
+        place.node.mayfly(["cancel", "long"]).finish().code(0);
+        running.finish().code(0);
+        let results = fs::read_to_string(results).unwrap();
+        assert!(results.contains("succeeded"), "the next job has another sandbox: {results}");
         is_well_again(place, daemon);
     });
 }

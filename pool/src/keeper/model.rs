@@ -30,6 +30,8 @@ struct Script {
     makings: Mutex<Vec<oneshot::Sender<bool>>>,
     dead: Mutex<BTreeSet<usize>>,
     discarded: Mutex<Vec<usize>>,
+    /// The places of those of them that are not gone yet.
+    ending: Mutex<Vec<Slot<Arc<Script>>>>,
 }
 
 impl Maker for Arc<Script> {
@@ -46,8 +48,9 @@ impl Maker for Arc<Script> {
         }
     }
 
-    async fn discard(&self, clean: Number) {
+    async fn discard(&self, clean: Number, slot: Slot<Self>) {
         self.discarded.lock().unwrap().push(clean.0);
+        self.ending.lock().unwrap().push(slot);
     }
 
     fn is_fit(&self, clean: &mut Number) -> bool {
@@ -73,6 +76,8 @@ enum Step {
     Abandon(usize),
     /// A leased sandbox is destroyed, or cannot be.
     EndLease(usize, bool),
+    /// The oldest of the discarded is destroyed, or cannot be.
+    EndDiscarded(bool),
     /// A sandbox dies while it waits.
     Die(usize),
     /// Time passes.
@@ -87,6 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => prop::bool::weighted(0.8).prop_map(Step::EndMaking),
         1 => (0..8usize).prop_map(Step::Abandon),
         3 => ((0..8usize), prop::bool::weighted(0.9)).prop_map(|(which, ended)| Step::EndLease(which, ended)),
+        2 => prop::bool::weighted(0.9).prop_map(Step::EndDiscarded),
         1 => (0..30usize).prop_map(Step::Die),
         2 => (1..5000u64).prop_map(Step::Wait),
         1 => ((0..2u8), (0..5usize)).prop_map(|(kind, jobs)| Step::Expect(kind, jobs)),
@@ -146,12 +152,12 @@ impl World {
             Step::EndLease(which, ended) => {
                 if which < self.leased.len() {
                     let (_, slot) = self.leased.remove(which);
-                    if ended {
-                        drop(slot);
-                    } else {
-                        self.quarantined += 1;
-                        slot.quarantine();
-                    }
+                    self.end(slot, ended);
+                }
+            }
+            Step::EndDiscarded(ended) => {
+                if let Some(slot) = self.oldest_discarded() {
+                    self.end(slot, ended);
                 }
             }
             Step::Die(which) => {
@@ -161,6 +167,20 @@ impl World {
             Step::Expect(kind, jobs) => self.keeper.expect(&kind, jobs),
         }
         self.settle().await;
+    }
+
+    fn end(&mut self, slot: Slot<Arc<Script>>, ended: bool) {
+        if ended {
+            drop(slot);
+        } else {
+            self.quarantined += 1;
+            slot.quarantine();
+        }
+    }
+
+    fn oldest_discarded(&self) -> Option<Slot<Arc<Script>>> {
+        let mut ending = self.script.ending.lock().unwrap();
+        (!ending.is_empty()).then(|| ending.remove(0))
     }
 
     /// Lets every task run until nothing more happens by itself.
@@ -195,7 +215,9 @@ impl World {
         assert_eq!(sum(|s| s.counts.leased), self.leased.len(), "leased");
         assert_eq!(sum(|s| s.counts.quarantined), self.quarantined, "quarantined");
         assert_eq!(sum(|s| s.counts.making), self.script.makings.lock().unwrap().len(), "making");
-        let total = sum(|s| s.ready + s.counts.making + s.counts.leased + s.counts.quarantined);
+        assert_eq!(sum(|s| s.counts.ending), self.script.ending.lock().unwrap().len(), "ending");
+        let gone_or_not = sum(|s| s.counts.leased + s.counts.ending + s.counts.quarantined);
+        let total = sum(|s| s.ready + s.counts.making) + gone_or_not;
         assert!(total <= MAX_INSTANCES, "{total} of {MAX_INSTANCES}");
         let made = self.script.next.load(Ordering::Relaxed);
         let discarded = self.script.discarded.lock().unwrap().len();
@@ -216,6 +238,7 @@ impl World {
             for making in script.makings.lock().unwrap().drain(..) {
                 let _ = making.send(true);
             }
+            script.ending.lock().unwrap().clear();
             tokio::task::yield_now().await;
         }
         closing.await.unwrap();
@@ -281,6 +304,50 @@ fn a_failed_making_tells_the_job_that_waits_longest_and_pauses_the_next() {
         assert!(world.waiting.is_empty(), "the job was told");
         assert!(world.script.makings.lock().unwrap().is_empty(), "nothing is made during the pause");
         world.take(Step::Wait(60_000)).await;
+        world.close().await;
+    });
+}
+
+#[test]
+fn a_job_that_finds_no_room_has_one_idle_sandbox_of_another_kind_ended_and_waits_until_it_is_gone() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new();
+        world.keeper.keep(&0, MAX_INSTANCES);
+        world.settle().await;
+        for _ in 0..MAX_INSTANCES {
+            world.take(Step::EndMaking(true)).await;
+        }
+        let discarded = |world: &World| world.script.discarded.lock().unwrap().len();
+        assert_eq!(discarded(&world), 0);
+        world.take(Step::Ask(1)).await;
+        world.take(Step::Wait(1500)).await;
+        assert_eq!(discarded(&world), 1, "one is enough");
+        assert!(world.script.makings.lock().unwrap().is_empty(), "it is not gone yet");
+        world.take(Step::EndDiscarded(true)).await;
+        world.take(Step::EndMaking(true)).await;
+        assert_eq!(world.leased.len(), 1);
+        world.check();
+        world.close().await;
+    });
+}
+
+#[test]
+fn a_sandbox_that_no_job_saw_and_that_cannot_be_ended_keeps_its_place() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new();
+        world.take(Step::Ask(0)).await;
+        // One for the job, one that waits.
+        world.take(Step::EndMaking(true)).await;
+        world.take(Step::EndMaking(true)).await;
+        world.take(Step::Die(1)).await;
+        world.take(Step::Wait(1500)).await;
+        world.take(Step::EndDiscarded(false)).await;
+        assert_eq!(world.quarantined, 1, "it was given up");
+        world.check();
         world.close().await;
     });
 }

@@ -45,6 +45,7 @@ use crate::{
     limits::Limits,
     nspawn::notice::complaint,
     sandbox::Sandbox,
+    tier::Tier,
     workshop::{MAKING_DEADLINE, MakeError, Workshop},
 };
 
@@ -184,7 +185,7 @@ impl Started {
         limits: &Limits,
     ) -> Result<Self, MakeError> {
         let generation = Id::random();
-        let remains = workshop.lay_out(generation, &machine.host_limits(limits))?;
+        let remains = workshop.lay_out(Tier::Vm, generation, &machine.host_limits(limits))?;
         let mut sandbox = Sandbox::new(remains, &workshop.undertaker);
         let complaints = Complaints::new()?;
         failpoint::pass("vm-laid-out");

@@ -136,7 +136,7 @@ families! {
     selftest_interval: Gauge "selftest_interval_seconds" [] "How long after one selftest the next begins (selftest.every); 0 if none does.";
     creations: Counter "sandbox_creation_attempts_total" [Tier, Making] "Sandboxes that were to be made, by whether they were.";
     creation: Seconds "sandbox_creation_duration_seconds" [Tier] "How long it took to make a sandbox and find it clean.";
-    endings: Counter "sandboxes_ended_total" [Tier, Ending] "Sandboxes that are over. One that is quarantined could not be destroyed: it holds its place and is never handed out.";
+    endings: Counter "sandboxes_ended_total" [Tier, Ending] "Sandboxes that are over. One that is quarantined could not be destroyed: it is never handed out, and holds its place unless it failed while it was made.";
     ending: Seconds "sandbox_destroy_duration_seconds" [Tier] "How long it took until nothing of a sandbox was left.";
     reused: Counter "sandbox_reused_total" [] "Sandboxes that served a second job. It must stay 0.";
     reaper_leaks: Counter "reaper_leaks_total" [Leftover] "What the reaper found of dead processes of this node and ended: the processes themselves (mayfly), and of their sandboxes the processes, cgroups, containers, libvirt domains and ranges of user ids.";

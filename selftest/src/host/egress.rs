@@ -44,7 +44,7 @@ pub(super) async fn ask(inside: &Inside<'_>, probes: &[&'static Probe]) -> (Look
     }
     let again: Vec<_> = probes.iter().copied().filter(|probe| AGAIN.contains(&probe.id)).collect();
     // Of two looks the worse counts.
-    looks.extend(with_a_way_out(inside, &again).await.seen("with a way out"));
+    looks.extend(Box::pin(with_a_way_out(inside, &again)).await.seen("with a way out"));
     (looks, controls)
 }
 

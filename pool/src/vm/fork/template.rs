@@ -36,6 +36,7 @@ use crate::{
     id::Id,
     limits::Limits,
     sandbox::Sandbox,
+    tier::Tier,
     vm::{BOOT_DEADLINE, bounds_of, freshness, qmp::QmpError},
     workshop::{MakeError, Workshop},
 };
@@ -127,7 +128,7 @@ async fn boot(workshop: &Workshop, machine: &Machine, bounds: Bounds) -> Result<
     let file = |path| File::open(path).map_err(failed("open what boots"));
     let (kernel, initramfs) = (file(&machine.form.kernel)?, file(&machine.form.initramfs)?);
     let files = [memory.as_fd(), disk.as_fd(), kernel.as_fd(), initramfs.as_fd()];
-    let remains = workshop.lay_out(generation, &machine.boot_limits())?;
+    let remains = workshop.lay_out(Tier::Vm, generation, &machine.boot_limits())?;
     let mut sandbox = Sandbox::new(remains, &workshop.undertaker);
     let complaints = Complaints::new()?;
     let started = async {
