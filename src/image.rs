@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use images::{
-    Collected, Definition, Difference, Digest, Error, Image, ImageName, ImageRef, KernelFrom, Listed,
-    Manifest, Progress, Silent, Store,
+    Collected, CollectedMachines, Definition, Difference, Digest, Error, Image, ImageName, ImageRef,
+    KernelFrom, Listed, Manifest, Progress, Silent, Store,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -76,7 +76,7 @@ enum Verb {
         /// The file to read.
         file: PathBuf,
     },
-    /// Remove builds that no name stands for any more, and what killed builds left.
+    /// Remove builds that no name stands for any more, what virtual machines are not made of any more, and what killed builds left.
     Gc {
         /// Keep this many earlier builds of each name.
         #[arg(long, default_value_t = 0)]
@@ -111,6 +111,14 @@ struct Built<'a> {
     machine: Option<BuiltMachine<'a>>,
 }
 
+/// What `gc --json` prints.
+#[derive(Serialize)]
+struct CollectedAll {
+    #[serde(flatten)]
+    images: Collected,
+    machines: CollectedMachines,
+}
+
 #[derive(Serialize)]
 struct BuiltMachine<'a> {
     digest: &'a Digest,
@@ -121,7 +129,9 @@ struct BuiltMachine<'a> {
 /// Runs one verb on the store below the data directory.
 pub(crate) fn run(args: ImageArgs, places: &Places) -> Result<ExitCode, ErrorReport> {
     let kernel = match &args.verb {
-        Verb::Build { machine: true, .. } => Some(places.config()?.vm.settings().kernel.source()),
+        Verb::Build { machine: true, .. } | Verb::Gc { .. } => {
+            Some(places.config()?.vm.settings().kernel.source())
+        }
         _ => None,
     };
     obey(args.verb, kernel.as_ref(), &places.data_dir).map_err(|error| {
@@ -162,7 +172,11 @@ fn obey(verb: Verb, kernel: Option<&KernelFrom>, data: &Path) -> Result<ExitCode
             let image = store.import(&file, &mut *progress(false))?;
             print(&mut out, &format!("{} {}", image.name, image.digest))?;
         }
-        Verb::Gc { keep, dry_run, json } => collected(&store.gc(keep, dry_run)?, dry_run, json, &mut out)?,
+        Verb::Gc { keep, dry_run, json } => {
+            let images = store.gc(keep, dry_run)?;
+            let machines = store.gc_machines(kernel.unwrap_or(&KernelFrom::Debian), dry_run)?;
+            collected(&CollectedAll { images, machines }, dry_run, json, &mut out)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -254,10 +268,11 @@ fn inspect(
     }
 }
 
-fn collected(collected: &Collected, dry_run: bool, json: bool, out: &mut dyn Write) -> Result<(), Error> {
+fn collected(all: &CollectedAll, dry_run: bool, json: bool, out: &mut dyn Write) -> Result<(), Error> {
     if json {
-        return print_json(out, collected);
+        return print_json(out, all);
     }
+    let CollectedAll { images: collected, machines } = all;
     let removed = if dry_run { "would remove" } else { "removed" };
     for image in &collected.removed {
         print(out, &format!("{removed} {} {}, {}", image.name, image.digest, ByteSize(image.size)))?;
@@ -267,6 +282,15 @@ fn collected(collected: &Collected, dry_run: bool, json: bool, out: &mut dyn Wri
     }
     let bytes = collected.removed.iter().map(|image| image.size).sum();
     let (images, abandoned) = (collected.removed.len(), collected.abandoned);
+    for form in &machines.forms {
+        print(out, &format!("{removed} machine {} of {}, {}", form.digest, form.image, ByteSize(form.size)))?;
+    }
+    for kernel in &machines.kernels {
+        print(out, &format!("{removed} kernel {}, {}", kernel.release.trim(), ByteSize(kernel.size)))?;
+    }
+    for image in &machines.in_use {
+        print(out, &format!("in use, so its machines and all kernels are kept: {image}"))?;
+    }
     print(out, &format!("{removed} {images} images ({}) and {abandoned} abandoned builds", ByteSize(bytes)))
 }
 

@@ -34,7 +34,10 @@ pub use definition::{Definition, DefinitionError, JobDefaults};
 pub use digest::Digest;
 pub use error::{Error, IoError};
 pub use lint::Finding;
-pub use machine::{Kernel, KernelFrom, MachineError, MachineForm, machine_templates, machine_tools};
+pub use machine::{
+    CollectedForm, CollectedKernel, CollectedMachines, Kernel, KernelFrom, MachineError, MachineForm,
+    machine_templates, machine_tools,
+};
 pub use manifest::Manifest;
 pub use name::{ImageName, ImageRef, RefError};
 pub use programs::{AGENT, PROBER, agent_digest};

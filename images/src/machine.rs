@@ -11,6 +11,7 @@
 //! sha256/HEX/forms/HEX/templates/     what a host keeps of machines that have begun: a cache of its own
 //! ```
 
+mod collect;
 mod initramfs;
 mod kernel;
 
@@ -18,6 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+pub use self::collect::{CollectedForm, CollectedKernel, CollectedMachines};
 pub use self::kernel::{KernelFrom, Prepared as Kernel};
 use crate::digest::Hasher;
 use crate::error::At;
@@ -105,8 +107,8 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<MachineForm, MachineError> {
         let kernel = kernel::prepare(self, kernel, progress)?;
-        let digest = digest_of(image, &kernel);
-        let folder = image.rootfs.with_file_name("forms").join(digest.hex());
+        let digest = digest_of(&image.digest, &kernel);
+        let folder = forms_of(image.rootfs.parent().unwrap_or(&image.rootfs)).join(digest.hex());
         let form = MachineForm {
             digest,
             kernel: kernel.vmlinuz(),
@@ -147,11 +149,16 @@ fn mkfs() -> Result<PathBuf, SourceError> {
     program("mkfs.erofs", "erofs-utils")
 }
 
-fn digest_of(image: &Image, kernel: &Kernel) -> Digest {
+/// Where the forms of an image are, in its directory.
+fn forms_of(image: &Path) -> PathBuf {
+    image.join("forms")
+}
+
+fn digest_of(image: &Digest, kernel: &Kernel) -> Digest {
     let mut hasher = Hasher::default();
     hasher.part(b"mayfly machine");
     hasher.part(&FORM_VERSION.to_le_bytes());
-    for digest in [image.digest, kernel.digest, agent_digest()] {
+    for digest in [*image, kernel.digest, agent_digest()] {
         hasher.part(digest.to_string().as_bytes());
     }
     hasher.finish()

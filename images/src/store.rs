@@ -18,7 +18,7 @@
 mod error;
 mod names;
 mod publish;
-mod remove;
+pub(crate) mod remove;
 
 use std::fs::{self, File};
 use std::io;
@@ -152,7 +152,7 @@ impl Store {
         }))
     }
 
-    fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
+    pub(crate) fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
         let path = self.image_path(digest).join("manifest.json");
         let bytes = fs::read(&path).at("read", &path)?;
         let damaged = |problem: String| StoreError::Damaged { path: path.clone(), problem };
@@ -188,7 +188,7 @@ impl Store {
         Ok(listed)
     }
 
-    fn digests(&self) -> Result<Vec<Digest>, StoreError> {
+    pub(crate) fn digests(&self) -> Result<Vec<Digest>, StoreError> {
         let folder = self.root.join("sha256");
         let mut digests = Vec::new();
         for entry in fs::read_dir(&folder).at("list", &folder)? {
@@ -242,7 +242,7 @@ impl Store {
     }
 
     /// Held while a name, an image's directory or the staging area changes. Short: nothing is built under it.
-    fn lock(&self) -> Result<File, IoError> {
+    pub(crate) fn lock(&self) -> Result<File, IoError> {
         let path = self.root.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
         file.lock().at("lock", &path)?;

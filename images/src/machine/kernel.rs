@@ -94,11 +94,37 @@ pub(super) fn fetch_again(store: &Store, progress: &mut dyn Progress) -> Result<
     fetch_and_adopt(store, progress).map(drop)
 }
 
+/// The kernel that machines are made with now, if there is one. None is fetched.
+pub(super) fn current(store: &Store, from: &KernelFrom) -> Result<Option<Prepared>, MachineError> {
+    let kernels = store.kernels();
+    match from {
+        KernelFrom::Files { kernel, modules } => adopt(store, kernel, modules).map(Some),
+        KernelFrom::Debian => known(&kernels, &kernels.join(DEBIAN)),
+    }
+}
+
+/// The release of a kernel in the store.
+pub(super) fn release(folder: &Path) -> Result<String, IoError> {
+    let path = folder.join("release");
+    fs::read_to_string(&path).at("read", &path)
+}
+
 fn lock(kernels: &Path) -> Result<File, IoError> {
-    let path = kernels.join("lock");
-    let lock = File::create(&path).at("open", &path)?;
+    let (path, lock) = lock_file(kernels)?;
     lock.lock().at("lock", &path)?;
     Ok(lock)
+}
+
+/// The same, unless one is being fetched.
+pub(super) fn try_lock(store: &Store) -> Result<Option<File>, IoError> {
+    let (_, lock) = lock_file(&store.kernels())?;
+    Ok(lock.try_lock().is_ok().then_some(lock))
+}
+
+fn lock_file(kernels: &Path) -> Result<(PathBuf, File), IoError> {
+    let path = kernels.join("lock");
+    let lock = File::create(&path).at("open", &path)?;
+    Ok((path, lock))
 }
 
 fn fetch_and_adopt(store: &Store, progress: &mut dyn Progress) -> Result<Prepared, MachineError> {

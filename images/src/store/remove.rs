@@ -1,7 +1,7 @@
 //! How an image leaves the store: never while it is held, and out of its place in one rename before its bytes go.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -21,9 +21,9 @@ pub struct Collected {
 }
 
 /// An image that nobody holds and nobody can take hold of any more.
-struct Condemned {
-    manifest: Manifest,
-    path: PathBuf,
+pub(crate) struct Condemned {
+    pub(crate) manifest: Manifest,
+    pub(crate) path: PathBuf,
     _lock: File,
 }
 
@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Takes an image's lock, so that whoever wants it now waits, and then finds it gone. `None`: it is not there.
-    fn condemn(&self, digest: &Digest) -> Result<Option<Condemned>, StoreError> {
+    pub(crate) fn condemn(&self, digest: &Digest) -> Result<Option<Condemned>, StoreError> {
         let path = self.image_path(digest);
         let file = match File::open(&path).at("open", &path) {
             Err(error) if error.is_not_found() => return Ok(None),
@@ -101,11 +101,16 @@ impl Store {
     }
 
     fn execute(&self, image: Condemned) -> Result<Manifest, StoreError> {
-        // If this process dies after the rename, the next sweep finds it here.
-        let aside = self.root.join("staging").join(format!("removed-{}", image.manifest.digest.hex()));
-        fs::rename(&image.path, &aside).at("move aside", &image.path)?;
+        let aside = self.put_aside(&image.manifest.digest, &image.path)?;
         fs::remove_dir_all(&aside).at("remove", &aside)?;
         Ok(image.manifest)
+    }
+
+    /// Takes a directory out of its place. If this process dies after that, the next sweep finds it here.
+    pub(crate) fn put_aside(&self, digest: &Digest, path: &Path) -> Result<PathBuf, IoError> {
+        let aside = self.root.join("staging").join(format!("removed-{}", digest.hex()));
+        fs::rename(path, &aside).at("move aside", path)?;
+        Ok(aside)
     }
 
     fn forget_definitions(&self) -> Result<(), IoError> {

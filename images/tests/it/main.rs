@@ -5,6 +5,7 @@ mod crash;
 mod definitions;
 mod exchange;
 mod hostile;
+mod machines;
 mod store;
 
 use std::fs;

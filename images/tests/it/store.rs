@@ -8,7 +8,7 @@ use images::{Difference, ImageRef, Resolver, Store, StoreError};
 
 use crate::Scratch;
 
-fn reference(text: &str) -> ImageRef {
+pub(crate) fn reference(text: &str) -> ImageRef {
     text.parse().unwrap()
 }
 
