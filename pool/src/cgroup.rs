@@ -23,7 +23,7 @@ use thiserror::Error;
 use self::place::{mounts, place_of};
 pub(crate) use self::{
     delegated::{BOOTED, Delegated, Form},
-    place::every_tree,
+    place::{every_tree, is_frozen},
 };
 use crate::{body::Usage, limits::Limits};
 

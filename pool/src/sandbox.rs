@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     body::{DestroyError, NarrowError, Usage},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, is_frozen},
     disk,
     docker::{Container, Removed},
     failpoint,
@@ -164,14 +164,14 @@ impl Remains {
     }
 }
 
-/// Whether a process has been stopped, see proc(5). None if there is none any more.
+/// Whether a process has been stopped, see proc(5), or frozen. None if there is none any more.
 fn halted(process: &OwnedFd) -> Option<bool> {
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
     let pid = about.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Its name may be anything.
     let (_, behind_its_name) = stat.rsplit_once(") ")?;
-    Some(behind_its_name.starts_with(['T', 't']))
+    Some(behind_its_name.starts_with(['T', 't']) || is_frozen(pid)?)
 }
 
 fn kill(vital: &[OwnedFd]) {
@@ -301,7 +301,7 @@ impl Sandbox {
             && rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
     }
 
-    /// Whether somebody on the host has stopped a process that it cannot live without. Nothing inside can do that.
+    /// Whether somebody on the host has stopped or frozen a process that it cannot live without. Nothing inside can do that.
     pub(crate) fn is_halted(&self) -> bool {
         self.remains().vital.iter().any(|process| halted(process).unwrap_or(false))
     }

@@ -105,14 +105,14 @@ fn a_container_that_is_removed_by_another_hand_is_a_lost_sandbox() {
 }
 
 #[test]
-fn a_container_that_is_frozen_is_ended_at_its_deadline() {
+fn a_container_that_somebody_pauses_is_lost_at_its_jobs_timeout_and_the_job_is_not_blamed() {
     with_own_daemon(|place, daemon| {
         let (running, _) =
             place.start(place.shell("echo ready; sleep 1000").args(["--timeout", "2s", "--grace", "100ms"]));
         let (status, body) =
             daemon.ask("POST", &format!("/containers/{}/pause", only_container(daemon))).unwrap();
         assert_eq!(status, 204, "{body}");
-        running.finish().code(124);
+        running.finish().code(125).says(&["the sandbox was lost", "not its failure"]);
         assert_eq!(place.node.leftovers(), [""; 0]);
         is_well_again(place, daemon);
     });

@@ -7,18 +7,46 @@ use std::{
 
 /// Where a process is, if it is in the same place for each controller and that place is its own: see cgroups(7).
 pub(super) fn place_of(table: &str, controllers: &[&str], unique: &str) -> Option<PathBuf> {
-    let place = |controller: &&str| {
-        table.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            controllers.split(',').any(|word| word == *controller).then_some(path)
-        })
-    };
-    let mut places = controllers.iter().map(place);
+    let mut places = controllers.iter().map(|controller| place_by(table, controller));
     let first = places.next()??.trim_start_matches('/');
     let own = Path::new(first).file_name()?.to_str()?.contains(unique);
     let same = places.all(|place| place.is_some_and(|place| place.trim_start_matches('/') == first));
     (own && same).then(|| first.into())
+}
+
+fn place_by<'a>(table: &'a str, controller: &str) -> Option<&'a str> {
+    table.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        controllers.split(',').any(|word| word == controller).then_some(path)
+    })
+}
+
+/// Whether somebody has frozen a process with its cgroup, as `docker pause` does. None if there is no such process.
+pub(crate) fn is_frozen(pid: &str) -> Option<bool> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let trees = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    Some(freezers(&table, &mounts(&trees)).iter().any(|(file, frozen)| {
+        let state = fs::read_to_string(file).unwrap_or_default();
+        state.lines().any(|line| frozen.contains(&line))
+    }))
+}
+
+/// The files that say whether a process is frozen, and what they say then. At the top of a tree there is none.
+fn freezers(table: &str, mounts: &[(&str, &str, &str)]) -> Vec<(PathBuf, &'static [&'static str])> {
+    let of_tree = |(kind, point, options): &(&str, &str, &str)| {
+        if *kind == "cgroup2" {
+            return Some((
+                Path::new(point).join(place_of_all(table)?).join("cgroup.events"),
+                &["frozen 1"][..],
+            ));
+        }
+        let place =
+            options.split(',').any(|word| word == "freezer").then(|| place_by(table, "freezer"))??;
+        let file = Path::new(point).join(place.trim_start_matches('/')).join("freezer.state");
+        Some((file, &["FREEZING", "FROZEN"][..]))
+    };
+    mounts.iter().filter_map(of_tree).collect()
 }
 
 /// Where a process is in the tree of version 2.
@@ -64,6 +92,26 @@ mod tests {
                 ("cgroup2", "/sys/fs/cgroup/unified", "rw,nsdelegate"),
             ]
         );
+    }
+
+    #[test]
+    fn both_versions_say_whether_a_process_is_frozen_each_in_its_own_file() {
+        let table = "3:freezer:/docker/c0ffee\n2:memory:/docker/c0ffee\n0::/a/b\n";
+        let mounts = [
+            ("cgroup", "/cg/memory", "rw,memory"),
+            ("cgroup", "/cg/freezer", "rw,freezer"),
+            ("cgroup2", "/cg/unified", "rw"),
+        ];
+        let files: Vec<_> = freezers(table, &mounts).into_iter().map(|(file, _)| file).collect();
+        assert_eq!(
+            files,
+            [
+                PathBuf::from("/cg/freezer/docker/c0ffee/freezer.state"),
+                "/cg/unified/a/b/cgroup.events".into()
+            ]
+        );
+        assert_eq!(is_frozen("self"), Some(false));
+        assert_eq!(is_frozen("none"), None);
     }
 
     #[test]
