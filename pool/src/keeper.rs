@@ -5,6 +5,7 @@
 //! counts from memory of what it started: each task reports its own end.
 
 mod slot;
+mod taken;
 
 use std::{
     cell::LazyCell,
@@ -18,11 +19,11 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, interval},
 };
 
-pub(crate) use self::slot::Slot;
+pub(crate) use self::{slot::Slot, taken::Taken};
 use crate::{
     lease::Source,
     shelf::{Ahead, Counts, Held, Made, Shelf},
@@ -90,14 +91,6 @@ pub(crate) struct Standing<K> {
     pub(crate) horizon: Duration,
 }
 
-/// A sandbox for one job, with its place in the pool.
-#[derive(Debug)]
-pub(crate) struct Taken<M: Maker> {
-    pub(crate) clean: M::Clean,
-    pub(crate) source: Source,
-    pub(crate) slot: Slot<M>,
-}
-
 /// No sandbox for this job.
 #[derive(Debug)]
 pub(crate) enum Refused<E> {
@@ -121,6 +114,8 @@ struct Core<M: Maker> {
     maker: M,
     settings: Settings,
     shelves: Mutex<Shelves<M>>,
+    /// What makes and what ends.
+    tasks: Mutex<JoinSet<()>>,
     changed: Notify,
     closing: Notify,
 }
@@ -137,6 +132,7 @@ impl<M: Maker> Keeper<M> {
             maker,
             settings,
             shelves: Mutex::new(HashMap::new()),
+            tasks: Mutex::default(),
             changed: Notify::new(),
             closing: Notify::new(),
         });
@@ -226,7 +222,7 @@ impl<M: Maker> Core<M> {
     }
 
     fn taken(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, source: Source) -> Taken<M> {
-        Taken { clean, source, slot: self.slot(kind, Held::Leased) }
+        Taken::new(clean, source, self.slot(kind, Held::Leased))
     }
 
     fn slot(self: &Arc<Self>, kind: &M::Kind, held: Held) -> Slot<M> {
@@ -241,7 +237,24 @@ impl<M: Maker> Core<M> {
     fn discard_all(self: &Arc<Self>, given_up: Vec<(M::Clean, Slot<M>)>) {
         for (clean, slot) in given_up {
             let core = Arc::clone(self);
-            tokio::spawn(async move { core.maker.discard(clean, slot).await });
+            self.spawn(async move { core.maker.discard(clean, slot).await });
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Waits until every task has ended and holds nothing of the pool any more.
+    async fn join(&self) {
+        loop {
+            let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+            if tasks.is_empty() {
+                return;
+            }
+            tasks.join_all().await;
         }
     }
 
@@ -249,6 +262,8 @@ impl<M: Maker> Core<M> {
     fn deliver(self: &Arc<Self>, kind: &M::Kind, clean: M::Clean, took: Option<Duration>) {
         let mut clean = clean;
         let mut took = took;
+        // Of whom went away: given up when the sandbox has another.
+        let mut place = None;
         loop {
             let outcome = {
                 let mut all = self.lock();
@@ -258,14 +273,15 @@ impl<M: Maker> Core<M> {
                     None => shelf.shelve(clean, Instant::now()),
                 }
             };
+            drop(place.take());
             let Made::Give(waiter, given) = outcome else { return };
             match waiter.send(Ok(self.taken(kind, given, Source::Cold))) {
                 Ok(()) => return,
                 // The job went away while it waited. No byte of it reached the sandbox, so the next may have it.
                 Err(back) => {
-                    let Ok(Taken { clean: back, slot, .. }) = back else { return };
-                    drop(slot);
+                    let Ok((back, _, slot)) = back.map(Taken::into_parts) else { return };
                     clean = back;
+                    place = Some(slot);
                 }
             }
         }
@@ -347,13 +363,14 @@ impl<M: Maker> Core<M> {
         }
         self.discard_all(discarded);
         for kind in started {
-            tokio::spawn(Arc::clone(self).make_one(kind));
+            self.spawn(Arc::clone(self).make_one(kind));
         }
     }
 
-    /// Whether every making has reported its end, and nothing that was given up is still being ended.
+    /// Whether nothing is there any more but what jobs have.
     fn is_quiet(&self) -> bool {
-        self.lock().values().all(|shelf| shelf.counts().making + shelf.counts().ending == 0)
+        let of_jobs = |counts: Counts| counts.leased + counts.quarantined;
+        self.lock().values().all(|shelf| shelf.total() == of_jobs(shelf.counts()))
     }
 }
 
@@ -390,9 +407,8 @@ async fn reconcile_forever<M: Maker>(core: Arc<Core<M>>) {
         if waiters > 0 {
             tracing::warn!(waiters, "the pool closed while jobs waited for a sandbox");
         }
-        for (clean, slot) in idle {
-            core.maker.discard(clean, slot).await;
-        }
+        core.discard_all(idle);
+        core.join().await;
         if core.is_quiet() {
             return;
         }

@@ -18,7 +18,7 @@ use crate::{
     failpoint,
     id::InstanceId,
     instance::{Instance, InstanceError},
-    keeper::{Keeper, Refused, Settings, Taken},
+    keeper::{Keeper, Refused, Settings},
     lease::{ColdReason, Lease},
     ledger::{self, Event, JobRef, Ledger, LedgerError},
     limits::{LimitError, Limits},
@@ -106,7 +106,7 @@ pub struct KindStatus {
     pub target: usize,
     /// Being made.
     pub making: usize,
-    /// In use.
+    /// In use, or being ended.
     pub leased: usize,
     /// Could not be destroyed.
     pub quarantined: usize,
@@ -224,11 +224,11 @@ impl Pool {
     /// A clean sandbox for one job. The ledger says so before it is given.
     pub async fn checkout(&self, want: &Want, job: JobRef) -> Result<Lease, CheckoutError> {
         let blueprint = self.blueprint(want)?;
-        let Taken { clean, source, slot } =
-            self.keeper.take(&blueprint).await.map_err(|refused| match refused {
-                Refused::Making(error) => CheckoutError::Make { tier: want.tier, error },
-                Refused::Closing => CheckoutError::Closing,
-            })?;
+        let taken = self.keeper.take(&blueprint).await.map_err(|refused| match refused {
+            Refused::Making(error) => CheckoutError::Make { tier: want.tier, error },
+            Refused::Closing => CheckoutError::Closing,
+        })?;
+        let (clean, source, slot) = taken.into_parts();
         let generation = clean.generation();
         // Leased first: should the record fail, the drop of the lease ends the sandbox and frees its place.
         let reason = if blueprint.measured { ColdReason::Shape } else { ColdReason::Empty };

@@ -29,7 +29,7 @@ pub(crate) enum Lost {
     Breach(&'static str),
     #[error("the sandbox's agent did not answer within {0:?}: {1}")]
     Silent(Duration, &'static str),
-    #[error("somebody on the host stopped the sandbox's process")]
+    #[error("somebody on the host stopped or froze the sandbox's process")]
     Halted,
     #[error("{0} processes of the job survived SIGKILL")]
     Survivors(usize),

@@ -102,12 +102,11 @@ mod tests {
             ("cgroup", "/cg/freezer", "rw,freezer"),
             ("cgroup2", "/cg/unified", "rw"),
         ];
-        let files: Vec<_> = freezers(table, &mounts).into_iter().map(|(file, _)| file).collect();
         assert_eq!(
-            files,
+            freezers(table, &mounts),
             [
-                PathBuf::from("/cg/freezer/docker/c0ffee/freezer.state"),
-                "/cg/unified/a/b/cgroup.events".into()
+                ("/cg/freezer/docker/c0ffee/freezer.state".into(), &["FREEZING", "FROZEN"][..]),
+                ("/cg/unified/a/b/cgroup.events".into(), &["frozen 1"][..]),
             ]
         );
         assert_eq!(is_frozen("self"), Some(false));

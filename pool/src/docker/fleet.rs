@@ -133,9 +133,9 @@ impl Container {
             let asked = self.client().remove_container(&name, Some(by_force()));
             let error = match timeout(REMOVAL_DEADLINE, asked).await {
                 // It may be on its way out only: the next answer tells.
-                Ok(Ok(())) => continue,
+                Ok(Ok(())) if started.elapsed() < REMOVAL_DEADLINE => continue,
                 Ok(Err(error)) => error,
-                Err(_) => Error::RequestTimeoutError,
+                Ok(Ok(())) | Err(_) => Error::RequestTimeoutError,
             };
             match DockerError::status(&error) {
                 Some(404) => return Ok(Removed::Gone),

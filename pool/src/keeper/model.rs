@@ -74,6 +74,8 @@ enum Step {
     EndMaking(bool),
     /// A job that waits goes away.
     Abandon(usize),
+    /// The oldest making ends well, and so many steps of others later the job that waited longest goes away.
+    AbandonLate(usize),
     /// A leased sandbox is destroyed, or cannot be.
     EndLease(usize, bool),
     /// The oldest of the discarded is destroyed, or cannot be.
@@ -91,6 +93,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..2u8).prop_map(Step::Ask),
         5 => prop::bool::weighted(0.8).prop_map(Step::EndMaking),
         1 => (0..8usize).prop_map(Step::Abandon),
+        1 => (0..5usize).prop_map(Step::AbandonLate),
         3 => ((0..8usize), prop::bool::weighted(0.9)).prop_map(|(which, ended)| Step::EndLease(which, ended)),
         2 => prop::bool::weighted(0.9).prop_map(Step::EndDiscarded),
         1 => (0..30usize).prop_map(Step::Die),
@@ -149,6 +152,18 @@ impl World {
                     self.waiting.remove(which).abort();
                 }
             }
+            Step::AbandonLate(later) => {
+                let making = self.script.makings.lock().unwrap().pop();
+                if let Some(making) = making {
+                    let _ = making.send(true);
+                }
+                for _ in 0..later {
+                    tokio::task::yield_now().await;
+                }
+                if !self.waiting.is_empty() {
+                    self.waiting.remove(0).abort();
+                }
+            }
             Step::EndLease(which, ended) => {
                 if which < self.leased.len() {
                     let (_, slot) = self.leased.remove(which);
@@ -194,7 +209,8 @@ impl World {
                 still.push(asked);
                 continue;
             }
-            if let Ok(Ok(Taken { clean, slot, .. })) = asked.await {
+            if let Ok(Ok(taken)) = asked.await {
+                let (clean, _, slot) = taken.into_parts();
                 *self.given.entry(clean).or_default() += 1;
                 self.leased.push((clean, slot));
             }
@@ -238,8 +254,11 @@ impl World {
             for making in script.makings.lock().unwrap().drain(..) {
                 let _ = making.send(true);
             }
-            script.ending.lock().unwrap().clear();
-            tokio::task::yield_now().await;
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+            let ending = std::mem::take(&mut *script.ending.lock().unwrap());
+            assert!(ending.is_empty() || !closing.is_finished(), "it waits for what is being ended");
         }
         closing.await.unwrap();
         let made = script.next.load(Ordering::Relaxed);
