@@ -117,6 +117,9 @@ struct CollectedAll {
     #[serde(flatten)]
     images: Collected,
     machines: CollectedMachines,
+    /// Why machines were not looked at.
+    #[serde(rename = "machines_kept", skip_serializing_if = "Option::is_none")]
+    kept: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -174,8 +177,13 @@ fn obey(verb: Verb, kernel: Option<&KernelFrom>, data: &Path) -> Result<ExitCode
         }
         Verb::Gc { keep, dry_run, json } => {
             let images = store.gc(keep, dry_run)?;
-            let machines = store.gc_machines(kernel.unwrap_or(&KernelFrom::Debian), dry_run)?;
-            collected(&CollectedAll { images, machines }, dry_run, json, &mut out)?;
+            // Without its kernel nobody can say which form is still wanted.
+            let machines = store.gc_machines(kernel.unwrap_or(&KernelFrom::Debian), dry_run);
+            let (machines, kept) = match machines {
+                Ok(machines) => (machines, None),
+                Err(error) => (CollectedMachines::default(), Some(causes(&error))),
+            };
+            collected(&CollectedAll { images, machines, kept }, dry_run, json, &mut out)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -272,7 +280,7 @@ fn collected(all: &CollectedAll, dry_run: bool, json: bool, out: &mut dyn Write)
     if json {
         return print_json(out, all);
     }
-    let CollectedAll { images: collected, machines } = all;
+    let CollectedAll { images: collected, machines, kept } = all;
     let removed = if dry_run { "would remove" } else { "removed" };
     for image in &collected.removed {
         print(out, &format!("{removed} {} {}, {}", image.name, image.digest, ByteSize(image.size)))?;
@@ -282,6 +290,14 @@ fn collected(all: &CollectedAll, dry_run: bool, json: bool, out: &mut dyn Write)
     }
     let bytes = collected.removed.iter().map(|image| image.size).sum();
     let (images, abandoned) = (collected.removed.len(), collected.abandoned);
+    collected_machines(machines, removed, out)?;
+    if let Some(why) = kept {
+        print(out, &format!("machines and kernels are kept: {why}"))?;
+    }
+    print(out, &format!("{removed} {images} images ({}) and {abandoned} abandoned builds", ByteSize(bytes)))
+}
+
+fn collected_machines(machines: &CollectedMachines, removed: &str, out: &mut dyn Write) -> Result<(), Error> {
     for form in &machines.forms {
         print(out, &format!("{removed} machine {} of {}, {}", form.digest, form.image, ByteSize(form.size)))?;
     }
@@ -291,7 +307,7 @@ fn collected(all: &CollectedAll, dry_run: bool, json: bool, out: &mut dyn Write)
     for image in &machines.in_use {
         print(out, &format!("in use, so its machines and all kernels are kept: {image}"))?;
     }
-    print(out, &format!("{removed} {images} images ({}) and {abandoned} abandoned builds", ByteSize(bytes)))
+    Ok(())
 }
 
 fn built(manifest: &Manifest) -> String {

@@ -46,7 +46,7 @@ pub struct MachineForm {
     pub initramfs: PathBuf,
     /// The image's files: an EROFS.
     pub disk: PathBuf,
-    /// A directory for what a host keeps of machines that were made of this. Goes with the image.
+    /// A directory for what a host keeps of machines that were made of this. Goes with the form.
     pub templates: PathBuf,
 }
 
@@ -107,7 +107,7 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<MachineForm, MachineError> {
         let kernel = kernel::prepare(self, kernel, progress)?;
-        let digest = digest_of(&image.digest, &kernel);
+        let digest = digest_of(&image.digest, &kernel.digest);
         let folder = forms_of(image.rootfs.parent().unwrap_or(&image.rootfs)).join(digest.hex());
         let form = MachineForm {
             digest,
@@ -154,11 +154,11 @@ fn forms_of(image: &Path) -> PathBuf {
     image.join("forms")
 }
 
-fn digest_of(image: &Digest, kernel: &Kernel) -> Digest {
+fn digest_of(image: &Digest, kernel: &Digest) -> Digest {
     let mut hasher = Hasher::default();
     hasher.part(b"mayfly machine");
     hasher.part(&FORM_VERSION.to_le_bytes());
-    for digest in [*image, kernel.digest, agent_digest()] {
+    for digest in [*image, *kernel, agent_digest()] {
         hasher.part(digest.to_string().as_bytes());
     }
     hasher.finish()

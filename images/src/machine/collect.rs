@@ -51,11 +51,12 @@ impl Store {
         if !self.kernels().exists() {
             return Ok(CollectedMachines::default());
         }
+        // While one is being fetched nobody knows which it is.
+        let Some(_settled) = kernel::try_lock(self)? else { return Ok(CollectedMachines::default()) };
         let current = kernel::current(self, kernel)?;
-        // One that is being fetched is nobody's yet.
-        let settled = kernel::try_lock(self)?;
         let _lock = self.lock()?;
-        let (mut collected, mut doomed, mut held) = (CollectedMachines::default(), Vec::new(), Vec::new());
+        let (mut collected, mut in_use) = (CollectedMachines::default(), false);
+        let (mut doomed, mut held) = (Vec::new(), Vec::new());
         for digest in self.digests()? {
             match self.condemn(&digest) {
                 Ok(Some(image)) => {
@@ -70,15 +71,19 @@ impl Store {
                     // Nobody begins to use it before its forms are gone.
                     held.push(image);
                 }
-                Ok(None) => {}
-                Err(StoreError::InUse { .. }) => collected.in_use.push(self.manifest(&digest)?.name),
+                Err(StoreError::InUse { .. }) => {
+                    collected.in_use.extend(self.manifest(&digest).map(|manifest| manifest.name));
+                    in_use = true;
+                }
+                // What is damaged is not what this is about.
+                Ok(None) | Err(StoreError::Damaged { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        if settled.is_some() && collected.in_use.is_empty() {
+        if !in_use {
             for (digest, path) in entries(&self.kernels())? {
-                if current.as_ref().is_none_or(|current| current.digest != digest) {
-                    let release = kernel::release(&path)?;
+                if current != Some(digest) {
+                    let release = kernel::release(&path);
                     collected.kernels.push(CollectedKernel { release, digest, size: size_of(&path)? });
                     doomed.push((digest, path));
                 }

@@ -71,7 +71,7 @@ pub(super) fn prepare(
     let kernels = store.kernels();
     fs::create_dir_all(&kernels).at("make", &kernels)?;
     match from {
-        KernelFrom::Files { kernel, modules } => adopt(store, kernel, modules),
+        KernelFrom::Files { kernel, modules } => Found::read(kernel, modules)?.keep(store),
         KernelFrom::Debian => {
             let pointer = kernels.join(DEBIAN);
             if let Some(known) = known(&kernels, &pointer)? {
@@ -94,19 +94,18 @@ pub(super) fn fetch_again(store: &Store, progress: &mut dyn Progress) -> Result<
     fetch_and_adopt(store, progress).map(drop)
 }
 
-/// The kernel that machines are made with now, if there is one. None is fetched.
-pub(super) fn current(store: &Store, from: &KernelFrom) -> Result<Option<Prepared>, MachineError> {
+/// The digest of the kernel that machines are made with now, if there is one. None is fetched, and none is copied.
+pub(super) fn current(store: &Store, from: &KernelFrom) -> Result<Option<Digest>, MachineError> {
     let kernels = store.kernels();
     match from {
-        KernelFrom::Files { kernel, modules } => adopt(store, kernel, modules).map(Some),
-        KernelFrom::Debian => known(&kernels, &kernels.join(DEBIAN)),
+        KernelFrom::Files { kernel, modules } => Ok(Some(Found::read(kernel, modules)?.digest)),
+        KernelFrom::Debian => Ok(known(&kernels, &kernels.join(DEBIAN))?.map(|known| known.digest)),
     }
 }
 
-/// The release of a kernel in the store.
-pub(super) fn release(folder: &Path) -> Result<String, IoError> {
-    let path = folder.join("release");
-    fs::read_to_string(&path).at("read", &path)
+/// The release of a kernel in the store, if it still says so.
+pub(super) fn release(folder: &Path) -> String {
+    fs::read_to_string(folder.join("release")).unwrap_or_default()
 }
 
 fn lock(kernels: &Path) -> Result<File, IoError> {
@@ -131,7 +130,7 @@ fn fetch_and_adopt(store: &Store, progress: &mut dyn Progress) -> Result<Prepare
     progress.step("fetching Debian's cloud kernel");
     let scratch = tempfile::tempdir().at("make a folder in", std::env::temp_dir())?;
     let (kernel, modules) = fetch(scratch.path())?;
-    let prepared = adopt(store, &kernel, &modules)?;
+    let prepared = Found::read(&kernel, &modules)?.keep(store)?;
     store.write(&store.kernels().join(DEBIAN), format!("{}\n", prepared.digest).as_bytes())?;
     Ok(prepared)
 }
@@ -186,40 +185,52 @@ fn run(command: &mut Command, folder: &Path) -> Result<String, MachineError> {
     Err(MachineError::Debian(format!("{name}: {}: {said}", output.status)))
 }
 
-/// Copies a kernel and the drivers that a machine needs of it.
-fn adopt(store: &Store, kernel: &Path, modules: &Path) -> Result<Prepared, MachineError> {
-    let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let image = fs::read(kernel).at("read", kernel)?;
-    let drivers = Modules::below(modules, &release)?.in_order()?;
-    let mut hasher = Hasher::default();
-    hasher.part(release.as_bytes());
-    hasher.part(&image);
-    for (name, bytes) in &drivers {
-        hasher.part(name.as_bytes());
-        hasher.part(bytes);
-    }
-    let digest = hasher.finish();
-    let folder = store.kernels().join(digest.hex());
-    if !folder.exists() {
-        let staging = store.stage()?;
-        let made = staging.rootfs();
-        let mut files =
-            vec![("vmlinuz".to_owned(), image), ("release".to_owned(), release.clone().into_bytes())];
-        files.extend(
-            drivers.into_iter().enumerate().map(|(at, (name, bytes))| (format!("{at:02}-{name}.ko"), bytes)),
-        );
-        for (name, bytes) in files {
-            let path = made.join(name);
-            fs::write(&path, bytes).at("write", &path)?;
+/// A kernel and the drivers that a machine needs of it, as read from files.
+struct Found {
+    digest: Digest,
+    release: String,
+    image: Vec<u8>,
+    drivers: Vec<(String, Vec<u8>)>,
+}
+
+impl Found {
+    fn read(kernel: &Path, modules: &Path) -> Result<Self, MachineError> {
+        let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let image = fs::read(kernel).at("read", kernel)?;
+        let drivers = Modules::below(modules, &release)?.in_order()?;
+        let mut hasher = Hasher::default();
+        hasher.part(release.as_bytes());
+        hasher.part(&image);
+        for (name, bytes) in &drivers {
+            hasher.part(name.as_bytes());
+            hasher.part(bytes);
         }
-        rootfs::sync(&made).at("sync", &made)?;
-        match fs::rename(&made, &folder) {
-            // Another process was faster; equal digests are equal bytes.
-            Err(_) if folder.exists() => {}
-            renamed => renamed.at("put into place", &folder)?,
-        }
+        Ok(Self { digest: hasher.finish(), release, image, drivers })
     }
-    Ok(Prepared { digest, release, folder })
+
+    fn keep(self, store: &Store) -> Result<Prepared, MachineError> {
+        let Self { digest, release, image, drivers } = self;
+        let folder = store.kernels().join(digest.hex());
+        if !folder.exists() {
+            let staging = store.stage()?;
+            let made = staging.rootfs();
+            let mut files =
+                vec![("vmlinuz".to_owned(), image), ("release".to_owned(), release.clone().into_bytes())];
+            let drivers = drivers.into_iter().enumerate();
+            files.extend(drivers.map(|(at, (name, bytes))| (format!("{at:02}-{name}.ko"), bytes)));
+            for (name, bytes) in files {
+                let path = made.join(name);
+                fs::write(&path, bytes).at("write", &path)?;
+            }
+            rootfs::sync(&made).at("sync", &made)?;
+            match fs::rename(&made, &folder) {
+                // Another process was faster; equal digests are equal bytes.
+                Err(_) if folder.exists() => {}
+                renamed => renamed.at("put into place", &folder)?,
+            }
+        }
+        Ok(Prepared { digest, release, folder })
+    }
 }
 
 /// A kernel's modules, by the names that they have for each other.

@@ -27,11 +27,13 @@ fn scraped<T>(port: Option<u16>, act: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let watcher = scope.spawn(|| {
+            let mut answered = 0;
             while let Some(port) = port.filter(|_| !over.load(Ordering::SeqCst)) {
                 // Before it is there and after it has gone, nobody answers.
-                let _ = get(port, "/metrics", "");
-                thread::park_timeout(Duration::from_secs(1));
+                answered += usize::from(get(port, "/metrics", "").is_ok());
+                thread::park_timeout(Duration::from_millis(if answered == 0 { 5 } else { 1000 }));
             }
+            assert!(port.is_none() || answered > 0, "nobody looked at the metrics");
         });
         let made = act();
         over.store(true, Ordering::SeqCst);
