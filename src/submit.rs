@@ -11,10 +11,11 @@ use std::{
 use clap::Args;
 use pool::Tier;
 use scheduler::{
-    JobKey,
-    broker::{Answered, Producer, ReplyBy, Submission, routing_key},
+    JobKey, Store,
+    broker::{Producer, ReplyBy, Submission, Submitted, routing_key},
     config::Config,
 };
+use tokio::time::sleep;
 use worker::{ErrorReport, Job, JobResult, causes};
 
 use crate::{
@@ -24,11 +25,14 @@ use crate::{
     services::{self, carry_out, no_broker},
 };
 
+/// How often the store is asked for a result that has not come.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Send one job to the broker.
 ///
 /// Prints TENANT/ID once the broker has the job on disk. The same job may be sent again without harm: it runs once, and who
 /// sends it again hears the first result. With --wait the result is printed as JSON, and the exit code is the job's, as
-/// with `mayfly run`.
+/// with `mayfly run`; it comes from the broker, or from the store if that way is cut.
 #[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
     /// The job, as JSON (`mayfly schema job`); `-` reads it from standard input.
@@ -61,6 +65,7 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
     let producer = Producer::connect(&services::broker(&config)?, &tenant, replies)
         .await
         .map_err(|error| no_broker(&error))?;
+    let kept = args.wait && will_keep(&config, &tenant, job.id.as_deref()).await;
     let submission =
         Submission { key: routing_key(&job), id: job.id, body, expires: args.expires, traceparent: None };
     let sent = producer.submit(submission).await.map_err(|error| no_broker(&error))?;
@@ -73,11 +78,56 @@ async fn attend(args: SubmitArgs, places: &Places) -> Result<ExitCode, ErrorRepo
         return Ok(ExitCode::SUCCESS);
     }
     remark(&format!("sent {key}"));
-    let answered = sent.result().await.map_err(|error| {
+    told(wait(sent, &key, kept.then_some(&config)).await?)
+}
+
+/// Whether the store will have a result of this job, and knows no other of that name.
+async fn will_keep(config: &Config, tenant: &str, id: Option<&str>) -> bool {
+    // What is called by its body is the same job.
+    let Some(id) = id else { return config.store.is_some() };
+    match services::answering_store(config).await {
+        Ok(store) => matches!(store.state(&JobKey::new(tenant, id)).await, Ok(None)),
+        Err(_) => false,
+    }
+}
+
+/// Waits for the reply, and looks into the store of the configuration: a reply goes by one connection, and with it is lost.
+async fn wait(
+    sent: Submitted,
+    key: &JobKey,
+    kept: Option<&Config>,
+) -> Result<Result<JobResult, String>, ErrorReport> {
+    let found = async {
+        match kept {
+            Some(config) => look_for(config, key).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut found = std::pin::pin!(found);
+    let error = tokio::select! {
+        answered = sent.result() => match answered {
+            Ok(answered) => return Ok(answered.result),
+            Err(error) => error,
+        },
+        result = &mut found => return Ok(Ok(result)),
+    };
+    if kept.is_none() {
         let hint = format!("the job is with the broker all the same; ask for it by `mayfly result {key}`");
-        ErrorReport::new("the result did not come", causes(&error), hint)
-    })?;
-    told(answered)
+        return Err(ErrorReport::new("the result did not come", causes(&error), hint));
+    }
+    remark(&format!("{}: the result is looked for in the store", causes(&error)));
+    Ok(Ok(found.await))
+}
+
+async fn look_for(config: &Config, key: &JobKey) -> JobResult {
+    loop {
+        sleep(LOOK).await;
+        if let Ok(store) = services::answering_store(config).await
+            && let Ok(Some(result)) = store.result(key).await
+        {
+            return result;
+        }
+    }
 }
 
 /// So that `mayfly status` knows it before any host has pulled it.
@@ -94,8 +144,8 @@ async fn note(config: &Config, key: &JobKey, tier: Tier) {
     }
 }
 
-fn told(answered: Answered) -> Result<ExitCode, ErrorReport> {
-    let result: JobResult = answered.result.map_err(|why| {
+fn told(result: Result<JobResult, String>) -> Result<ExitCode, ErrorReport> {
+    let result = result.map_err(|why| {
         let hint = "ask for it by `mayfly result`; see that both sides have the same version";
         ErrorReport::new("what came is no result", why, hint)
     })?;

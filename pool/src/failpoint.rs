@@ -9,14 +9,16 @@
 pub fn pass(_name: &str) {}
 
 /// Whether a step is left out.
+#[must_use]
 #[cfg(not(feature = "failpoints"))]
-pub(crate) fn is_off(_name: &str) -> bool {
+pub fn is_off(_name: &str) -> bool {
     false
 }
 
 /// Whether a step is left out.
+#[must_use]
 #[cfg(feature = "failpoints")]
-pub(crate) fn is_off(name: &str) -> bool {
+pub fn is_off(name: &str) -> bool {
     std::env::var("MAYFLY_FAILPOINT").is_ok_and(|text| text.strip_suffix(":off") == Some(name))
 }
 

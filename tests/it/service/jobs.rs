@@ -3,11 +3,11 @@
 use rustix::process::Signal;
 use scheduler::broker::ReplyBy;
 use serde_json::json;
-use servers::Version;
+use servers::{Proxy, Version};
 use worker::Outcome;
 
 use super::on_every_broker;
-use crate::harness::{Cluster, eventually, script};
+use crate::harness::{Cluster, eventually, script, with_failpoints};
 
 on_every_broker! {
     a_job_that_is_submitted_runs_and_its_result_comes_back
@@ -89,6 +89,29 @@ fn a_job_that_waits_or_runs_can_be_cancelled_from_anywhere(test: &str, version: 
     assert_eq!(cluster.result(&elsewhere, "waits")["outcome"], "cancelled");
     host.stop().code(0);
     host.check();
+}
+
+/// A reply goes by one connection, and is not kept anywhere.
+#[test]
+fn who_waits_finds_a_result_in_the_store_whose_reply_was_lost_or_has_no_way_any_more() {
+    with_failpoints(|| {
+        let test = "service::jobs::who_waits_finds_a_result_in_the_store_whose_reply_was_lost_or_has_no_way_any_more";
+        let Some(mut cluster) = Cluster::new(test, Version::Debian12, "") else { return };
+        let mut host = Cluster::idle_host();
+        cluster.serve(&mut host, |mayfly| mayfly.env("MAYFLY_FAILPOINT", "direct-replies:off"));
+        let lost = script("exit 3", &json!({ "id": "lost" }));
+        cluster.mayfly(&host.node, ["submit", "--wait"]).stdin(lost).finish().code(3);
+
+        let hop = Proxy::start(cluster.broker.port()).unwrap();
+        cluster.ports.0 = hop.port();
+        let cut = script("sleep 2; exit 4", &json!({ "id": "cut" }));
+        let waiting = cluster.mayfly(&host.node, ["submit", "--wait"]).stdin(cut).start();
+        eventually("the job runs", || (cluster.in_flight([&host]) > 0).then_some(()));
+        hop.cut();
+        waiting.finish().code(4).says(&["the result is looked for in the store"]);
+        host.stop().code(0);
+        host.check();
+    });
 }
 
 fn what_a_job_leaves_is_fetched_from_another_host(test: &str, version: Version) {
