@@ -34,6 +34,8 @@ const LEAST: usize = 50;
 const BACKLOG: usize = 300;
 /// A host that is to die has died after this time.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// One that nothing kills lives until the end of all.
+const LONGEST: Duration = Duration::from_secs(30 * 60);
 
 on_every_broker! {
     a_host_that_is_killed_at_any_moment_loses_no_job_and_repeats_no_result
@@ -193,7 +195,7 @@ fn reap(cluster: &Cluster, toll: &mut Toll, kills: usize) -> Vec<Host> {
         .into_iter()
         .map(|mut doomed| {
             doomed.host.kill();
-            cluster.serve(&mut doomed.host, |mayfly| mayfly);
+            cluster.serve(&mut doomed.host, |mayfly| mayfly.for_at_most(LONGEST));
             doomed.host
         })
         .collect()
@@ -216,7 +218,7 @@ impl Doomed {
             _ => 1 + chance(SLOTS),
         };
         let point = format!("{}:{times}", self.edge);
-        cluster.serve(&mut self.host, |mayfly| mayfly.env("MAYFLY_FAILPOINT", point));
+        cluster.serve(&mut self.host, |mayfly| mayfly.env("MAYFLY_FAILPOINT", point).for_at_most(LONGEST));
     }
 
     /// Does what a failpoint cannot.
