@@ -292,7 +292,7 @@ fn a_machine_that_is_killed_or_frozen_ends_as_it_must_and_the_next_life_is_well(
         let (running, sandbox) =
             place.start(place.shell("echo ready; sleep 1000").args(["--timeout", "20s"]));
         signal(&sandbox.job(), Signal::STOP);
-        running.finish().code(125).says(&["the sandbox was lost", "stopped the sandbox's process"]);
+        running.finish().code(125).says(&["the sandbox was lost", "stopped or froze the sandbox's process"]);
         assert_eq!(result_of(place.run(["true"]), 0)["accel"], "tcg");
         assert_eq!(place.node.leftovers(), [""; 0]);
     });

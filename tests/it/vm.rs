@@ -131,7 +131,7 @@ fn a_machine_that_somebody_freezes_is_lost_at_its_jobs_timeout_and_the_job_is_no
         let job = place.shell("echo ready; sleep 1000").args(["--timeout", "6s"]);
         let (running, sandbox) = place.start(job);
         signal(&sandbox.job(), Signal::STOP);
-        running.finish().code(125).says(&["the sandbox was lost", "stopped the sandbox's process"]);
+        running.finish().code(125).says(&["the sandbox was lost", "stopped or froze the sandbox's process"]);
         assert_eq!(place.node.leftovers(), [""; 0]);
     });
 }
