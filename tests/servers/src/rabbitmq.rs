@@ -371,7 +371,11 @@ fn until<T>(mut look: impl FnMut() -> Option<io::Result<T>>) -> io::Result<T> {
 fn output(mut command: Command, input: &str) -> io::Result<String> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
+        match stdin.write_all(input.as_bytes()) {
+            // It has ended already: how it did says why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
     }
     let done = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&done.stdout).trim().to_owned();
