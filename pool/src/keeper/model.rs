@@ -270,10 +270,14 @@ impl World {
     }
 }
 
-fn run(steps: Vec<Step>) {
+fn in_paused_time(story: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    runtime.block_on(story);
+}
+
+fn run(steps: Vec<Step>) {
+    in_paused_time(async {
         let mut world = World::new();
         for step in steps {
             world.take(step).await;
@@ -294,9 +298,7 @@ proptest! {
 
 #[test]
 fn a_job_that_waits_is_served_before_the_shelf_is_filled_and_in_the_order_of_asking() {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    in_paused_time(async {
         let mut world = World::new();
         for _ in 0..2 {
             world.take(Step::Ask(0)).await;
@@ -312,9 +314,7 @@ fn a_job_that_waits_is_served_before_the_shelf_is_filled_and_in_the_order_of_ask
 
 #[test]
 fn a_failed_making_tells_the_job_that_waits_longest_and_pauses_the_next() {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    in_paused_time(async {
         let mut world = World::new();
         world.take(Step::Ask(0)).await;
         for _ in 0..4 {
@@ -329,9 +329,7 @@ fn a_failed_making_tells_the_job_that_waits_longest_and_pauses_the_next() {
 
 #[test]
 fn a_job_that_finds_no_room_has_one_idle_sandbox_of_another_kind_ended_and_waits_until_it_is_gone() {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    in_paused_time(async {
         let mut world = World::new();
         world.keeper.keep(&0, MAX_INSTANCES);
         world.settle().await;
@@ -354,9 +352,7 @@ fn a_job_that_finds_no_room_has_one_idle_sandbox_of_another_kind_ended_and_waits
 
 #[test]
 fn a_sandbox_that_no_job_saw_and_that_cannot_be_ended_keeps_its_place() {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    in_paused_time(async {
         let mut world = World::new();
         world.take(Step::Ask(0)).await;
         // One for the job, one that waits.
