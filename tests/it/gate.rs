@@ -79,7 +79,7 @@ fn thirty_two_lives_of_one_template_have_nothing_in_common_and_without_the_gate_
             let random = differ_by_the_gate_alone(place, 32, 1);
             assert!(random < 4, "no two drew the same");
             let python = ("base", ["python3", "-I", "-S", "-B", "-c", WHO_IN_PYTHON].as_slice());
-            assert_eq!(values(&lives(place, 4, python, None)), [4; 4]);
+            assert_eq!(values(&lives(place, 8, python, None)), [8; 4]);
         });
     });
 }

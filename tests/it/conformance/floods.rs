@@ -21,8 +21,8 @@ by_libvirt_too! {
 }
 
 fn a_flood_with_a_slow_reader_waits_in_the_sandbox_and_not_in_our_memory(place: &Place) {
-    // The less is still many times what may be held.
-    let count = if in_guest() || matches!(place.tier, Tier::Docker | Tier::Vm) { 256 } else { 1024 };
+    // Still many times what may be held.
+    let count = if in_guest() { 256 } else { 1024 };
     let flood = format!("echo ready; exec dd if=/dev/zero bs=1048576 count={count} status=none");
     let (mut running, sandbox) = place.start(place.shell(&flood).args(["--output", "2GiB"]));
     let pid = running.pid();

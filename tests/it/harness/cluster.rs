@@ -251,8 +251,9 @@ impl Host {
 
     /// Tells it to drain, and waits until it has.
     pub(crate) fn stop(&mut self) -> super::Finished {
-        let running = self.running.take().expect("it serves");
+        let mut running = self.running.take().expect("it serves");
         running.signal(rustix::process::Signal::TERM);
+        running.end_soon();
         running.finish()
     }
 

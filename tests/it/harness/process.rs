@@ -183,6 +183,13 @@ impl Running {
         kill_process_group(self.guard.group, signal).unwrap();
     }
 
+    /// However long it might have lived, from now on it has the usual time, unless that is over already.
+    pub(crate) fn end_soon(&mut self) {
+        if !self.guard.disarm() {
+            self.guard = Guard::over(self.guard.group, DEADLINE);
+        }
+    }
+
     /// Waits until it has ended. Its stdin ends now, if it is still open.
     pub(crate) fn finish(mut self) -> Finished {
         drop(self.stdin.take());

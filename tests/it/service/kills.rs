@@ -34,7 +34,7 @@ const LEAST: usize = 50;
 const BACKLOG: usize = 300;
 /// A host that is to die has died after this time.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// One that nothing kills lives until the end of all.
+/// One that nothing kills lives until the end of all. Its own end has the usual time.
 const LONGEST: Duration = Duration::from_secs(30 * 60);
 
 on_every_broker! {
